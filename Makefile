@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# `make demo` runs the main job on this machine alone; `make test` passes the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PYTEST_ARGS ?=
+
+.PHONY: venv demo lint unit e2e test bench clean
+
+venv:
+	@scripts/make-venv $(VENV) $(PYTHON)
+
+demo: venv
+	@$(BIN)/python -m narswarm_demo
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: venv
+	$(BIN)/python -m pytest -m "not e2e" $(PYTEST_ARGS)
+
+# Real guix-daemons and torrent clients in namespaces; needs root.
+e2e: venv
+	$(BIN)/python -m pytest -m e2e $(PYTEST_ARGS)
+
+test: lint venv
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
