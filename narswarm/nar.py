@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Final, NamedTuple
 
@@ -201,7 +201,7 @@ def _kind(entry: os.DirEntry[str]) -> int:
     return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
 
 
-def _walk(root: bytes) -> Iterator[bytes | _File]:
+def _walk(root: bytes) -> Generator[bytes | _File, None, None]:
     """Give the structure as bytes and the regular files, each in its place.
 
     An own stack instead of recursion: depth is the item's, not the interpreter's.
@@ -259,7 +259,7 @@ _KINDS: Final = {
 }
 
 
-def _read(file: _File, chunk_size: int) -> Iterator[bytes]:
+def _read(file: _File, chunk_size: int) -> Generator[bytes, None, None]:
     """Give the node of a regular file; its header is a piece of its own."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
