@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A BitTorrent session: the place that tells libtorrent what to do.
+
+Rules of libtorrent's Python binding that are kept here and in `narswarm.swarm_events`, each found
+by a crash or a hang:
+
+- alerts are popped by one thread only, and what they hold is copied before the next pop;
+- that thread blocks in `wait_for_alert`, never in a Python callback (`set_alert_notify` deadlocks
+  with the session's end);
+- a session doesn't survive `fork()`, so it is made when it is first used;
+- a torrent that is added paused and resumed as soon as it is checked connects at once, where one
+  that is added running waits for the next turn of a loop of one second.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+from . import lt_compat
+from .download import Download, Progress, SwarmStalledError
+from .errors import BusyError, InvalidInputError, NetworkError, NotFoundError
+from .swarm_events import CATEGORIES, EventReader, Torrent, TorrentStatus, TrackerStatus
+from .swarm_settings import SwarmSettings, split_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+__all__ = [
+    "Download",
+    "Progress",
+    "Swarm",
+    "SwarmSettings",
+    "SwarmStalledError",
+    "TorrentStatus",
+    "TrackerStatus",
+]
+
+DELETE_FILES = 1
+"""libtorrent's `session_handle::delete_files`; the binding gives it different types by version."""
+
+
+class Swarm:
+    """A session with its torrents. Threads may share it; a context manager closes it."""
+
+    def __init__(self, settings: SwarmSettings) -> None:
+        """Check SETTINGS; sockets are opened by the first use.
+
+        Raises:
+            SettingsError: libtorrent has no such setting, or an address isn't one.
+            NotFoundError: libtorrent isn't installed, and settings of it are to be checked.
+        """
+        settings.check()
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._session: Any = None
+        self._events: EventReader | None = None
+        self._closed = False
+        self._starved: set[str] = set()
+        self._utp = settings.role == "seed"
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # The session
+
+    def _start(self) -> tuple[Any, EventReader]:
+        """The session and its events, made now if this is the first use."""
+        with self._lock:
+            if self._closed:
+                raise NetworkError("BitTorrent session", "is closed")
+            if self._events is None:
+                lt = lt_compat.library()
+                mask = 0
+                for name in CATEGORIES + (("dht",) if self._settings.role == "fetch" else ()):
+                    mask |= int(getattr(lt.alert_category, name))
+                self._session = lt_compat.new_session(
+                    self._settings.pack(mask),
+                    self._settings.dht_state if self._settings.dht else b"",
+                    stream=self._settings.role == "fetch",
+                )
+                self._events = EventReader(
+                    self._session, on_listening=self._on_listening, on_state=self._on_state
+                )
+                atexit.register(self.close)
+            return self._session, self._events
+
+    def close(self) -> None:
+        """End all transfers; takes about a second at most, while trackers are told."""
+        with self._lock:
+            self._closed = True
+            session, self._session = self._session, None
+            events = self._events
+        if session is None or events is None:
+            return
+        atexit.unregister(self.close)
+        for torrent in list(events.torrents.values()):
+            if torrent.download is not None:
+                torrent.download.fail("the BitTorrent session was closed")
+        session.pause()
+        events.stop()
+
+    @property
+    def listen_port(self) -> int:
+        """The TCP port that peers can connect to.
+
+        Raises:
+            NetworkError: no address of the settings can be listened on.
+        """
+        session, events = self._start()
+        with events.news:
+            events.wait(lambda: events.listening or events.listen_failure)
+        # An answer from libtorrent's own thread, which opens all sockets in one go.
+        port = int(session.listen_port())
+        if not port:
+            raise NetworkError(
+                ", ".join(self._settings.listen), events.listen_failure or "nothing listens there"
+            )
+        return port
+
+    def add_dht_node(self, host: str, port: int) -> None:
+        """Make a DHT node known."""
+        session, _ = self._start()
+        session.add_dht_node((host, port))
+
+    def dht_state(self) -> bytes:
+        """The DHT's nodes, for the settings of the next session; empty without a DHT."""
+        session, _ = self._start()
+        return lt_compat.dht_state(session) if self._settings.dht else b""
+
+    # Torrents
+
+    def seed(self, torrent: bytes, payload: Path, trackers: Sequence[str]) -> str:
+        """Offer a complete file, which isn't read before a peer wants it.
+
+        Args:
+            torrent: a .torrent with its piece layers; its own trackers are ignored.
+            payload: the file, whatever its name.
+            trackers: announce URLs.
+
+        Returns:
+            The infohash in hex.
+
+        Raises:
+            InvalidInputError: not a torrent of one file.
+        """
+        facts = lt_compat.load_torrent(torrent, payload.name)
+        params = facts.params
+        flags = lt_compat.library().torrent_flags
+        params.flags = (
+            flags.seed_mode
+            | flags.no_verify_files
+            | flags.update_subscribe
+            | flags.apply_ip_filter
+            | flags.override_trackers
+            | flags.override_web_seeds
+        )
+        params.save_path = str(payload.absolute().parent)
+        params.renamed_files = {0: str(payload.absolute())}
+        params.trackers = list(trackers)
+        self._add(params, Torrent(None, TorrentStatus(facts.infohash, facts.name, "seeding")))
+        return facts.infohash
+
+    def fetch(
+        self,
+        torrent: bytes,
+        directory: Path,
+        *,
+        trackers: Sequence[str] = (),
+        peers: Sequence[tuple[str, int]] = (),
+    ) -> Download:
+        """Begin to fetch; `Download.chunks` reads.
+
+        A partial file of an earlier attempt in DIRECTORY is checked and completed.
+
+        Args:
+            torrent: a .torrent of one file; trackers and web seeds in it are ignored.
+            directory: where the file is made.
+            trackers: announce URLs.
+            peers: IP addresses and ports to connect to at once.
+
+        Raises:
+            InvalidInputError: not a torrent of one file.
+            BusyError: this session fetches or seeds it already.
+        """
+        facts = lt_compat.load_torrent(torrent)
+        download = Download(
+            facts, directory.absolute(), starving=self._on_starving, remove=self._drop
+        )
+        params = facts.params
+        flags = lt_compat.library().torrent_flags
+        params.flags = (
+            flags.paused
+            | flags.sequential_download
+            | flags.update_subscribe
+            | flags.apply_ip_filter
+            | flags.override_trackers
+            | flags.override_web_seeds
+        )
+        params.save_path = str(directory.absolute())
+        params.trackers = list(trackers)
+        params.peers = list(peers)  # an .append() to the property would be lost
+        record = Torrent(None, TorrentStatus(facts.infohash, facts.name), download)
+        if not self._add(params, record):
+            raise BusyError(facts.name, "this session has that torrent already")
+        self._choose_transport()
+        return download
+
+    def _add(self, params: Any, record: Torrent) -> bool:
+        """Hand a torrent to libtorrent; False if the session has it."""
+        session, events = self._start()
+        infohash = record.status.infohash
+        with self._lock:
+            if infohash in events.torrents:
+                return False
+            # Known before libtorrent's first alert about it can be.
+            events.torrents[infohash] = record
+        try:
+            record.handle = session.add_torrent(params)
+        except RuntimeError as error:
+            events.torrents.pop(infohash, None)
+            raise InvalidInputError(
+                record.status.name, f"libtorrent refuses it: {error}"
+            ) from error
+        if record.download is not None:
+            record.download.attach(record.handle)
+        return True
+
+    def remove(self, infohash: str) -> None:
+        """Stop seeding or fetching; files stay.
+
+        Raises:
+            NotFoundError: no such torrent here.
+        """
+        self._end(self._find(infohash), delete=False)
+
+    def connect(self, infohash: str, peers: Iterable[tuple[str, int]]) -> None:
+        """Try these peers, IP addresses and ports.
+
+        Raises:
+            NotFoundError: no such torrent here.
+        """
+        handle = self._find(infohash).handle
+        for peer in peers:
+            handle.connect_peer(peer)
+
+    def reannounce(self, infohash: str) -> None:
+        """Tell trackers and the DHT now.
+
+        Raises:
+            NotFoundError: no such torrent here.
+        """
+        handle = self._find(infohash).handle
+        handle.force_reannounce()
+        if self._settings.dht:
+            handle.force_dht_announce()
+
+    def _find(self, infohash: str) -> Torrent:
+        _, events = self._start()
+        torrent = events.torrents.get(infohash)
+        if torrent is None or torrent.handle is None:
+            raise NotFoundError(infohash, "is not in this session")
+        return torrent
+
+    def _drop(self, download: Download, keep: bool) -> None:
+        """What `Download.cancel` does to the session."""
+        events = self._events
+        torrent = events.torrents.get(download.infohash) if events is not None else None
+        if torrent is not None and torrent.download is download:
+            self._end(torrent, delete=not keep)
+        if not keep:
+            download.path.unlink(missing_ok=True)
+
+    def _end(self, torrent: Torrent, *, delete: bool) -> None:
+        """Take a torrent out and wait until libtorrent has let go of it."""
+        infohash = torrent.status.infohash
+        with self._lock:
+            session, events = self._session, self._events
+        if session is None or events is None:
+            return
+        if torrent.download is not None:
+            torrent.download.fail("was removed")
+        with events.news:
+            if infohash in events.removals:
+                return  # another thread is at it
+            events.removals[infohash] = delete
+            session.remove_torrent(torrent.handle, DELETE_FILES if delete else 0)
+            events.wait(lambda: infohash not in events.removals)
+            events.removals.pop(infohash, None)
+        with self._lock:
+            events.torrents.pop(infohash, None)
+            self._starved.discard(infohash)
+        self._choose_transport()
+
+    # What users see
+
+    def status(self) -> list[TorrentStatus]:
+        """All torrents, in the order in which they were added."""
+        session, events = self._start()
+        with events.news:
+            before = events.updates
+            session.post_torrent_updates()
+            events.wait(lambda: events.updates > before)
+        with self._lock:
+            return [torrent.status for torrent in events.torrents.values()]
+
+    def trackers(self) -> list[TrackerStatus]:
+        """All trackers that answered an announce, or should have."""
+        _, events = self._start()
+        with events.news:
+            return list(events.trackers.values())
+
+    def counters(self) -> dict[str, int]:
+        """Payload bytes "uploaded" and "downloaded", "peers" and "dht_nodes" of the session."""
+        session, events = self._start()
+        with events.news:
+            before = events.metrics_at
+            session.post_session_stats()
+            events.wait(lambda: events.metrics_at > before)
+            return {
+                "uploaded": events.metrics.get("net.sent_payload_bytes", 0),
+                "downloaded": events.metrics.get("net.recv_payload_bytes", 0),
+                "peers": events.metrics.get("peer.num_peers_connected", 0),
+                "dht_nodes": events.metrics.get("dht.dht_nodes", 0),
+            }
+
+    # Reactions; the first two are called by the alert thread, so nothing here waits
+
+    def _on_listening(self) -> None:
+        session = self._session
+        if session is None or not self._settings.dht:
+            return
+        session.apply_settings({"enable_dht": True})
+        if self._settings.private_network:
+            for node in self._settings.dht_nodes:
+                session.add_dht_node(split_address(node))
+
+    def _on_state(self, torrent: Torrent) -> None:
+        if torrent.download is not None and torrent.status.state == "seeding":
+            self._starved.discard(torrent.status.infohash)
+            self._choose_transport()
+
+    def _on_starving(self, download: Download) -> None:
+        """A download gets nothing: let it try uTP, which passes NATs where TCP can't."""
+        if download.infohash not in self._starved:
+            self._starved.add(download.infohash)
+            self._choose_transport()
+
+    def _choose_transport(self) -> None:
+        """Use uTP for outgoing connections unless a download runs that does well without.
+
+        libtorrent tries uTP before TCP when both are on, and a bulk transfer over uTP has a
+        fiftieth of the speed. So downloads begin with TCP alone.
+        """
+        with self._lock:
+            session, events = self._session, self._events
+            if session is None or events is None or "enable_outgoing_utp" in self._settings.extra:
+                return
+            fetching = any(
+                torrent.download is not None and torrent.status.state != "seeding"
+                for torrent in list(events.torrents.values())
+            )
+            wanted = bool(self._starved) or (self._settings.role == "seed" and not fetching)
+            if wanted == self._utp:
+                return
+            self._utp = wanted
+            session.apply_settings({"enable_outgoing_utp": wanted})
