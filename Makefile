@@ -11,7 +11,7 @@ venv:
 	@scripts/make-venv $(VENV) $(PYTHON)
 
 demo: venv
-	@$(BIN)/python -m narswarm_demo
+	@$(BIN)/python scripts/demo.py
 
 lint: venv
 	$(BIN)/ruff check .

@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The main job on this machine alone: `make demo`. No Guix, no root, nothing outside loopback.
+
+Makes sample items and a signing key as Guix's, starts a tracker and two seeders, and speaks to the
+substituter as guix-daemon would. Then shows that a torrent with another payload, and a narinfo by
+an unknown key, get nobody anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from narswarm import acl, base32, gcrypt, nar, narinfo, sexp
+from narswarm.cli import format_size
+from narswarm.httpclient import HttpClient
+from narswarm.httpsig import PublisherKey
+from narswarm.merkle import PieceHasher
+from narswarm.metainfo import Metainfo
+from narswarm.payload import FrameCompressor, file_name
+from narswarm.swarm import Swarm
+from narswarm.swarm_settings import SwarmSettings
+from narswarm.trackerclient import TrackerIndex
+
+BIN = Path(sys.prefix) / "bin"
+DEADLINE = 60.0
+"""Seconds that any single step may take."""
+
+
+class Item(NamedTuple):
+    """A sample store item.
+
+    Attributes:
+        path: its store path (nothing is ever written there).
+        nar_hash: SHA-256 of its NAR.
+        nar_size: bytes.
+        narinfo: signed.
+    """
+
+    path: str
+    nar_hash: bytes
+    nar_size: int
+    narinfo: bytes
+
+
+class Outcome(NamedTuple):
+    """What the substituter said of an item: the status line, payload bytes and seconds."""
+
+    status: str
+    from_peers: int
+    seconds: float
+
+
+def main() -> int:
+    """Run it all in a folder that is gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="narswarm-demo-") as folder,
+        contextlib.ExitStack() as s,
+    ):
+        return Demo(Path(folder), s).run()
+
+
+class Demo:
+    """The cast and the scenes.
+
+    Args:
+        folder: where everything is kept.
+        stack: ends what was started.
+    """
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+        self._nars = folder / "nars"
+        self._store = folder / "restored"
+        self._nars.mkdir()
+        self._store.mkdir()
+        self._key = gcrypt.generate_key()
+        (folder / "acl").write_bytes(acl.render([sexp.parse(self._key.public)]))
+        self._tracker = ""
+
+    def run(self) -> int:
+        """Play all scenes; 0 if everything went as it should."""
+        items = [self._publishable(name) for name in make_samples(self._folder / "samples")]
+        address = self._start_tracker()
+        self._tracker = f"http://{address}"
+        print(f"tracker     {self._tracker}/announce")
+        for number in (1, 2):
+            port = self._start_seeder(number, len(items))
+            print(f"seeder {number}    127.0.0.1:{port}, {len(items)} items")
+        print()
+        return self._report(items)
+
+    def _report(self, items: list[Item]) -> int:
+        heading = ("item", "NAR size", "from peers", "seconds", "verdict")
+        row = "{:<22} {:>10} {:>12} {:>8}  {}".format
+        print(row(*heading))
+        restored = refused = 0
+        with Substituter(self._folder, self._tracker) as substituter:
+            for item in items:
+                outcome, good = self._substitute(substituter, item)
+                restored += good
+                print(
+                    row(
+                        item.path[44:],
+                        format_size(item.nar_size),
+                        format_size(outcome.from_peers),
+                        f"{outcome.seconds:.2f}",
+                        "restored, hash as signed" if good else f"FAILED: {outcome.status}",
+                    )
+                )
+        print()
+        for what, good in (
+            ("payload of a lying torrent", self._lying_torrent()),
+            ("narinfo by an unknown key", self._unknown_key()),
+        ):
+            refused += good
+            print(f"{what:<34} {'refused' if good else 'NOT REFUSED'}")
+        self._stack.close()
+        print(f"\n{restored} restored, {refused} refused as they should be")
+        return 0 if restored == len(items) and refused == 2 else 1
+
+    def _substitute(self, substituter: Substituter, item: Item) -> tuple[Outcome, bool]:
+        destination = self._store / item.path.rpartition("/")[2]
+        begun = time.monotonic()
+        status, from_peers = substituter.substitute(item.path, destination)
+        seconds = time.monotonic() - begun
+        good = status == f"success {base32.format_hash(item.nar_hash)} {item.nar_size}"
+        return Outcome(status, from_peers, seconds), good and same_nar(destination, item.nar_hash)
+
+    def _publishable(self, sample: Path) -> Item:
+        """Put the NAR of a sample, and a narinfo by our key, where the seeders look."""
+        item = describe(sample, self._key)
+        base = item.path.rpartition("/")[2]
+        with (self._nars / f"{base}.nar").open("wb") as file:
+            file.writelines(nar.dump(sample))
+        (self._nars / f"{base[:32]}.narinfo").write_bytes(item.narinfo)
+        return item
+
+    def _start_tracker(self) -> str:
+        line = self._start(
+            "tracker",
+            "listening on http://",
+            *("serve", "--listen", "127.0.0.1:0", "--data", str(self._folder / "tracker")),
+            *("--acl", str(self._folder / "acl")),
+        )
+        return line.partition("http://")[2].split()[0].rstrip("/")
+
+    def _start_seeder(self, number: int, items: int) -> str:
+        state = self._folder / f"seeder-{number}"
+        line = self._start(
+            "seeder",
+            f"ready: {items} items",
+            *("run", "--state", str(state), "--nars", str(self._nars), "--no-dht"),
+            *("--acl", str(self._folder / "acl"), "--tracker", f"{self._tracker}/announce"),
+            *("--listen", "127.0.0.1:0"),
+        )
+        return line.rpartition("port ")[2].strip()
+
+    def _start(self, program: str, sign: str, *arguments: str) -> str:
+        """Start a program and wait for the line that says it is ready."""
+        process = subprocess.Popen(
+            [str(BIN / program), *arguments],
+            stderr=subprocess.PIPE,
+            env=quiet_environment(self._folder),
+            text=True,
+        )
+        self._stack.callback(stop, process)
+        assert process.stderr is not None
+        watchdog = threading.Timer(DEADLINE, process.kill)
+        watchdog.start()
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if sign in line:
+                watchdog.cancel()
+                threading.Thread(target=process.stderr.read, daemon=True).start()
+                return line
+        sys.exit(f"demo: {program} did not start:\n{''.join(seen)}")
+
+    def _lying_torrent(self) -> bool:
+        """Somebody seeds, under the name of a vouched NAR, something else."""
+        victim = describe(write(self._folder / "victim", b"what was signed\n" * 5000), self._key)
+        fake = write(self._folder / "fake", b"what was not ...\n" * 5000)
+        payload = self._folder / file_name(victim.nar_hash)
+        hasher = PieceHasher()
+        with payload.open("wb") as file, FrameCompressor(nar.dump(fake)) as frames:
+            for frame in frames:
+                hasher.update(frame)
+                file.write(frame)
+        torrent = Metainfo.of(payload.name, hasher.finish()).encode()
+        client = HttpClient(timeout=10)
+        liar = PublisherKey.load_or_create(self._folder / "liar.key")
+        TrackerIndex(client, self._tracker).publish(
+            liar, victim.nar_hash, torrent, victim.narinfo, time.time()
+        )
+        settings = SwarmSettings(
+            listen=("127.0.0.1:0",), dht=False, lsd=False, upnp=False, role="seed"
+        )
+        with Swarm(settings) as swarm:
+            swarm.seed(torrent, payload, [f"{self._tracker}/announce"])
+            with Substituter(self._folder, self._tracker) as substituter:
+                outcome, good = self._substitute(substituter, victim)
+        gone = not (self._store / victim.path.rpartition("/")[2]).exists()
+        return not good and gone and outcome.status.startswith("hash-mismatch sha256 ")
+
+    def _unknown_key(self) -> bool:
+        """A substitute server offers an item whose narinfo no key in the ACL has signed."""
+        stranger = gcrypt.generate_key()
+        item = describe(write(self._folder / "stranger", b"not vouched for\n"), stranger)
+        with (
+            narinfo_server({item.path[11:43]: item.narinfo}) as url,
+            Substituter(self._folder, self._tracker, url) as substituter,
+        ):
+            unavailable = not substituter.available(item.path)
+            outcome, good = self._substitute(substituter, item)
+        return unavailable and not good and outcome.status == "not-found"
+
+
+class Substituter:
+    """The substituter, spoken to as guix-daemon does: commands on 0, replies on 4.
+
+    Args:
+        folder: of the demo.
+        tracker: its address.
+        url: a substitute server, if any.
+    """
+
+    def __init__(self, folder: Path, tracker: str, url: str = "") -> None:
+        self._environment = quiet_environment(folder) | {
+            "_NIX_OPTIONS": f"print-extended-build-trace=1\nsubstitute-urls={url}\n",
+            "NARSWARM_SUBSTITUTER_STATE": str(folder / "substituter"),
+            "NARSWARM_SUBSTITUTER_ACL": str(folder / "acl"),
+            "NARSWARM_SUBSTITUTER_TRACKERS": f"{tracker}/announce",
+            "NARSWARM_SUBSTITUTER_DHT": "false",
+            "NARSWARM_SUBSTITUTER_LSD": "false",
+            "NARSWARM_SUBSTITUTER_LISTEN": "127.0.0.1:0",
+            # There is no guix to hand over to in this demonstration.
+            "NARSWARM_SUBSTITUTER_GUIX": shutil.which("false") or "/bin/false",
+            "NARSWARM_SUBSTITUTER_PATIENCE": "5 s",
+        }
+
+    def __enter__(self) -> Self:
+        """Start the long-running one, which substitutes."""
+        self._process, self._commands, self._replies = self._spawn("--substitute")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it as guix-daemon does: by closing its input and SIGKILL."""
+        os.close(self._commands)
+        self._process.kill()
+        self._process.wait()
+        os.close(self._replies)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    def available(self, path: str) -> bool:
+        """Whether `--query` offers the item."""
+        process, commands, replies = self._spawn("--query")
+        os.write(commands, f"info {path} \n".encode())
+        reply = self._read_line(replies)
+        os.close(commands)
+        process.communicate(timeout=DEADLINE)
+        os.close(replies)
+        return reply != "\n"
+
+    def substitute(self, path: str, destination: Path) -> tuple[str, int]:
+        """The status line, and the payload bytes that came from peers."""
+        os.write(self._commands, f"substitute {path} {destination}\n".encode())
+        assert self._process.stderr is not None
+        from_peers = 0
+        status = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._replies, selectors.EVENT_READ)
+            selector.register(self._process.stderr, selectors.EVENT_READ)
+            while not status:
+                if not (events := selector.select(DEADLINE)):
+                    sys.exit(f"demo: no answer for {path}")
+                # Progress first: it was written before the status.
+                for key, _ in sorted(events, key=lambda event: event[0].fd == self._replies):
+                    data = os.read(key.fd, 65536)
+                    if key.fd == self._replies:
+                        status = data or b"the helper has ended"
+                        continue
+                    for line in data.decode(errors="replace").splitlines():
+                        words = line.split()
+                        if words[:2] == ["@", "download-succeeded"] and words[3].startswith(
+                            "bittorrent:"
+                        ):
+                            from_peers = int(words[4])
+        return status.decode().strip(), from_peers
+
+    def _spawn(self, mode: str) -> tuple[subprocess.Popen[bytes], int, int]:
+        """Start a helper with the reply pipe as descriptor 4."""
+        reply_read, reply_write = os.pipe()
+        command_read, command_write = os.pipe()
+        process = subprocess.Popen(
+            # The shell only moves the descriptor.
+            ["/bin/sh", "-c", f'exec "$0" substitute {mode} 4>&{reply_write}', BIN / "substituter"],
+            stdin=command_read,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(reply_write,),
+            env=self._environment,
+        )
+        os.close(command_read)
+        os.close(reply_write)
+        return process, command_write, reply_read
+
+    @staticmethod
+    def _read_line(descriptor: int) -> str:
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            if not selector.select(DEADLINE):
+                sys.exit("demo: no answer to a query")
+        return os.read(descriptor, 65536).decode()
+
+
+def describe(sample: Path, key: gcrypt.KeyPair) -> Item:
+    """The item that a sample would be in the store, vouched for by a key."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in nar.dump(sample):
+        digest.update(chunk)
+        size += len(chunk)
+    # Any 32 digits will do: what Guix hashes to get them needs a build.
+    path = f"/gnu/store/{base32.encode(digest.digest())[:32]}-{sample.name}"
+    unsigned = narinfo.compose(path, digest.digest(), size, [], None)
+    return Item(path, digest.digest(), size, narinfo.sign(unsigned, key, "demo"))
+
+
+def make_samples(folder: Path) -> Iterator[Path]:
+    """Sample items: what stores are full of, and what breaks programs."""
+    yield write(folder / "hello.txt", b"hello, substitutes\n")
+    tree = folder / "tree"
+    write(tree / "bin" / "tool", b"#!/bin/sh\necho hi\n").chmod(0o755)
+    (tree / "empty").mkdir()
+    (tree / "link").symlink_to("bin/tool")
+    (tree / "dangling").symlink_to("/nowhere")
+    write(tree / "share" / "naïve 日本語", b"x")
+    write(tree / "share" / "with space", b"")
+    yield tree
+    many = folder / "many-files"
+    for number in range(3000):
+        write(many / f"f{number}", b"file %d\n" % number)
+    yield many
+    yield write(folder / "random-8M", os.urandom(8 << 20))
+    large = folder / "mixed-48M"
+    write(large / "text", b"".join(b"%d bottles of beer\n" % n for n in range(1 << 20)))
+    write(large / "random", os.urandom(24 << 20))
+    yield large
+
+
+def write(path: Path, data: bytes) -> Path:
+    """Make a file and the directories above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def same_nar(path: Path, nar_hash: bytes) -> bool:
+    """Whether what was restored has this NAR hash, read from its files."""
+    digest = hashlib.sha256()
+    for chunk in nar.dump(path):
+        digest.update(chunk)
+    return digest.digest() == nar_hash
+
+
+def quiet_environment(folder: Path) -> dict[str, str]:
+    """This process's environment without settings, and off the net."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NARSWARM_")}
+    environment["NARSWARM_CONFIG"] = str(write(folder / "narswarm.toml", b""))
+    environment |= {"NARSWARM_SEEDER_LSD": "false", "NARSWARM_SEEDER_UPNP": "false"}
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        environment.pop(proxy, None)
+    return environment
+
+
+@contextlib.contextmanager
+def narinfo_server(narinfos: dict[str, bytes]) -> Iterator[str]:
+    """A substitute server on loopback that has nothing but these narinfos."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = narinfos.get(self.path.strip("/").removesuffix(".narinfo"))
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a program that this demonstration started, and wait for it."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

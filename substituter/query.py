@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`guix substitute --query`: which items are available, and how large they are.
+
+guix-daemon walks references depth first with one `info` each, so whatever an answer refers to is
+looked up ahead, in the background; and the torrents of items are learned before they are wanted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from narswarm.errors import NarswarmError
+from narswarm.narinfo import Narinfo
+from narswarm.storepath import STORE
+from substituter import protocol, sources
+from substituter.context import Context
+
+_MAX_AHEAD = 10_000
+"""Items that are looked up ahead in one session."""
+_BATCH = 64
+_TORRENT_TIMEOUT = 10.0
+
+
+class Query:
+    """Answers queries of one session.
+
+    Args:
+        context: the machine and the network.
+        reply: gets the bytes of the answers.
+        ahead: whether to look up what the answers refer to.
+    """
+
+    def __init__(
+        self, context: Context, reply: Callable[[bytes], None], *, ahead: bool = True
+    ) -> None:
+        self._context = context
+        self._reply = reply
+        self._ahead = Ahead(context) if ahead else None
+
+    def run(self, commands: BinaryIO) -> None:
+        """Answer each line until the end of the input.
+
+        Never fails: an unanswered query would hang the user's build for good, and an ended
+        helper would break it.
+        """
+        # A line may name thousands of paths; guix-daemon is trusted with its length.
+        while line := commands.readline():
+            command = protocol.parse_command(line)
+            if command is None:
+                continue
+            try:
+                answer = self._answer(command)
+            except NarswarmError as error:
+                self._context.warn(str(error))
+                answer = b""
+            except Exception as error:  # noqa: BLE001 -- see the docstring
+                self._context.warn(f"{command.verb}: internal error: {error!r}")
+                answer = b""
+            self._reply(answer + protocol.END)
+
+    def _answer(self, command: protocol.Command) -> bytes:
+        if command.verb not in ("have", "info"):
+            self._context.warn(f"{command.verb}: unknown query")
+            return b""
+        found = self._context.narinfos(command.words, self._context.settings.query_timeout)
+        available = {path: found[path] for path in command.words if path in found}
+        if self._ahead:
+            self._ahead.add(available.values())
+        if command.verb == "have":
+            return b"".join(protocol.have(path) for path in available)
+        return b"".join(
+            protocol.info(narinfo, download_size(narinfo)) for narinfo in available.values()
+        )
+
+
+class Ahead:
+    """Looks up what will be asked next: narinfos of references, then torrents.
+
+    Args:
+        context: the machine and the network.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._seen: set[str] = set()
+        self._paths: deque[str] = deque()
+        self._narinfos: deque[Narinfo] = deque()
+        self._wake = threading.Condition()
+        threading.Thread(target=self._work, name="ahead", daemon=True).start()
+
+    def add(self, narinfos: Iterable[Narinfo]) -> None:
+        """Take note of answered narinfos."""
+        with self._wake:
+            for narinfo in narinfos:
+                self._seen.add(narinfo.store_path)
+                self._narinfos.append(narinfo)
+                for reference in narinfo.references:
+                    path = f"{STORE}/{reference}"
+                    if path not in self._seen and len(self._seen) < _MAX_AHEAD:
+                        self._seen.add(path)
+                        self._paths.append(path)
+            self._wake.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._paths or self._narinfos)
+                paths = [self._paths.popleft() for _ in range(min(_BATCH, len(self._paths)))]
+                narinfos = list(self._narinfos)
+                self._narinfos.clear()
+            try:
+                missing = [path for path in paths if not Path(path).exists()]
+                if missing:
+                    found = self._context.narinfos(missing, self._context.settings.query_timeout)
+                    self.add(found.values())
+                self._learn(narinfos)
+            except Exception as error:  # noqa: BLE001 -- only speed is lost
+                self._context.warn_once(f"looking ahead: {error}")
+
+    def _learn(self, narinfos: Iterable[Narinfo]) -> None:
+        torrents = self._context.torrents
+        # All at once: each asks every tracker, on the executor's threads.
+        answers = [
+            torrents.ask(n.nar_hash, n.nar_size, _TORRENT_TIMEOUT, self._context.warn_once)
+            for n in narinfos
+            if not Path(n.store_path).exists()
+        ]
+        for answer in answers:
+            deque(answer, maxlen=0)
+
+
+def download_size(narinfo: Narinfo) -> int:
+    """Bytes of the source that HTTP would use, 0 when the narinfo doesn't say."""
+    for source in sources.by_preference(narinfo.sources):
+        if source.file_size is not None:
+            return source.file_size
+    return 0

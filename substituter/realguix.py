@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guix that this program stands in for: found, and run when it is its turn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from narswarm.errors import NotFoundError
+from substituter.protocol import REPLY_FD
+
+_USUAL = (
+    "/run/current-system/profile/bin/guix",
+    "/var/guix/profiles/per-user/root/current-guix/bin/guix",
+    "/usr/local/bin/guix",
+    "/usr/bin/guix",
+)
+_MAX_STATUS = 4096
+
+
+def find(configured: Path | None, environ: Mapping[str, str]) -> str:
+    """The path of the real guix.
+
+    Args:
+        configured: what the settings name.
+        environ: for `PATH`.
+
+    Raises:
+        NotFoundError: there is none but this program.
+    """
+    candidates = [str(configured)] if configured else []
+    candidates += filter(None, [shutil.which("guix", path=environ.get("PATH"))])
+    candidates += _USUAL
+    ourselves = _resolve(sys.argv[0])
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK) and _resolve(candidate) != ourselves:
+            return candidate
+    raise NotFoundError("guix", "the real one is neither configured nor in a usual place")
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which guix runs its own `substitute`, not this one again."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in ("GUIX_EXTENSIONS_PATH", "GUIX")
+    }
+
+
+def hand_over(guix: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Become guix: for every command that isn't ours. Doesn't return."""
+    os.execve(guix, [guix, *arguments], environment(environ))  # noqa: S606 -- no shell wanted
+
+
+def substitute(guix: str, item: str, destination: str, environ: Mapping[str, str]) -> bytes:
+    """Let guix's own helper substitute one item.
+
+    Its progress goes to the user directly. It is in this process group, so that guix-daemon's
+    SIGKILL ends it too.
+
+    Returns:
+        its status line with the newline, or b"" if it gave none.
+    """
+    command_read, command_write = os.pipe()
+    reply_read, reply_write = os.pipe()
+    # The reply descriptor is 4 by contract; dup2 in the child, after these were moved away.
+    actions: list[tuple[int, int] | tuple[int, int, int]] = [
+        (os.POSIX_SPAWN_DUP2, command_read, 0),
+        (os.POSIX_SPAWN_DUP2, reply_write, REPLY_FD),
+    ]
+    try:
+        child = os.posix_spawn(
+            guix,
+            [guix, "substitute", "--substitute"],
+            environment(environ),
+            file_actions=actions,
+        )
+    except OSError:
+        for descriptor in (command_read, command_write, reply_read, reply_write):
+            os.close(descriptor)
+        return b""
+    os.close(command_read)
+    os.close(reply_write)
+    with open(reply_read, "rb") as replies, open(command_write, "wb", buffering=0) as commands:
+        with contextlib.suppress(BrokenPipeError):
+            commands.write(f"substitute {item} {destination}\n".encode())
+        status = replies.readline(_MAX_STATUS)
+    os.waitpid(child, 0)
+    return status if status.endswith(b"\n") else b""
+
+
+def _resolve(path: str) -> str:
+    return os.path.realpath(shutil.which(path) or path)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the user of `guix build` sees while an item is fetched.
+
+With an extended build trace the client draws its own bar from `@ download-…` lines; otherwise
+text for people is written. Either way something is written at least every two seconds, since
+guix-daemon kills a helper that is silent for `--max-silent-time`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+HEARTBEAT = 2.0
+"""Seconds after which something is written although nothing moved."""
+
+_INTERVAL = 0.2
+"""Seconds between two progress lines, as Guix's own."""
+
+
+def write_stderr(text: str) -> None:
+    """Write to file descriptor 2, which may be gone already."""
+    data = text.encode("utf-8", "surrogateescape")
+    try:
+        while data:
+            data = data[os.write(2, data) :]
+    except OSError:
+        pass
+
+
+def warn(message: str) -> None:
+    """Show one line to the user."""
+    write_stderr(f"substituter: {message}\n")
+
+
+class Report:
+    """The progress of one item; a context manager that keeps the line alive.
+
+    Args:
+        destination: where the item is restored; Guix names it in its trace lines.
+        name: the item's base name.
+        trace: whether the client wants `@ download-…` lines.
+        columns: the width of its terminal.
+        write: where text goes.
+    """
+
+    def __init__(
+        self,
+        destination: str,
+        name: str,
+        *,
+        trace: bool,
+        columns: int,
+        write: Callable[[str], None] = write_stderr,
+    ) -> None:
+        self._destination = destination
+        self._name = name
+        self._trace = trace
+        self._columns = columns
+        self._write = write
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._url = f"bittorrent://search/{name}"
+        self._total: int | None = None
+        self._done: Callable[[], int] = int
+        self._last = -1
+        self._thread = threading.Thread(target=self._beat, name="report", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start the heartbeat."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop it; nothing is written any more."""
+        self._closed.set()
+        self._thread.join()
+
+    def source(self, url: str, total: int | None, done: Callable[[], int]) -> None:
+        """Say where the item comes from now.
+
+        Args:
+            url: shown to the user; without spaces, and without `/nar/` unless it is HTTP
+                (the client's terminal code fails on such a URL).
+            total: bytes to transfer, None when unknown.
+            done: gives the bytes transferred so far.
+        """
+        with self._lock:
+            self._url, self._total, self._done, self._last = url, total, done, -1
+            if self._trace:
+                size = "-" if total is None else total
+                self._write(f"@ download-started {self._destination} {url} {size}\n")
+            else:
+                self._write(f"Downloading {url}...\n")
+
+    def succeeded(self) -> None:
+        """Say that the item is in place."""
+        with self._lock:
+            done = self._total if self._total is not None else self._done()
+            if self._trace:
+                self._write(
+                    f"@ download-progress {self._destination} {self._url} {done} {done}\n"
+                    f"@ download-succeeded {self._destination} {self._url} {done}\n\n"
+                )
+            else:
+                self._write(f"\r\x1b[K{self._line(done)}\n\n")
+
+    def note(self, message: str) -> None:
+        """Show one line beside the progress."""
+        with self._lock:
+            self._write(
+                f"{'' if self._trace else chr(13) + chr(27) + '[K'}substituter: {message}\n"
+            )
+
+    def _beat(self) -> None:
+        idle = 0.0
+        while not self._closed.wait(_INTERVAL):
+            with self._lock:
+                done = self._done()
+                idle = 0.0 if done != self._last else idle + _INTERVAL
+                if idle == 0.0 or idle >= HEARTBEAT:
+                    idle = 0.0
+                    self._last = done
+                    self._show(done)
+
+    def _show(self, done: int) -> None:
+        if self._trace:
+            # The client takes the total for a number as soon as it draws a bar.
+            size = "-" if self._total is None else self._total
+            self._write(f"@ download-progress {self._destination} {self._url} {size} {done}\n")
+        else:
+            self._write(f"\r\x1b[K{self._line(done)}")
+
+    def _line(self, done: int) -> str:
+        mebibytes = f"{done / 2**20:.1f}MiB"
+        if not self._total:
+            return f" {self._name}  {mebibytes}"[: self._columns]
+        share = min(1.0, done / self._total)
+        text = f" {self._name}  {mebibytes}  {share:4.0%} "
+        room = self._columns - len(text) - 2
+        if room < 10:
+            return text[: self._columns]
+        filled = int(share * room)
+        return f"{text}[{'#' * filled}{' ' * (room - filled)}]"

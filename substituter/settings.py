@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be set for the substituter, and its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class SubstituterSettings:
+    """The `[substituter]` table of `/etc/narswarm/narswarm.toml`."""
+
+    trackers: tuple[str, ...] = field(
+        default=(), metadata={"help": "announce URLs of trackers, such as http://HOST/announce"}
+    )
+    state: Path = field(
+        default=Path("/var/guix/narswarm"),
+        metadata={"help": "where narinfos, torrents and partial downloads are kept"},
+    )
+    acl: Path = field(
+        default=Path("/etc/guix/acl"), metadata={"help": "keys that narinfos may be signed by"}
+    )
+    guix: Path | None = field(
+        default=None, metadata={"help": "the real guix; looked for in the usual places if not set"}
+    )
+    dht: bool = field(default=True, metadata={"help": "whether peers are looked up in the DHT"})
+    dht_nodes: tuple[str, ...] = field(
+        default=(), metadata={"help": "HOST:PORT of DHT nodes to start from"}
+    )
+    lsd: bool = field(
+        default=True, metadata={"help": "whether peers are looked for on the local network"}
+    )
+    upnp: bool = field(
+        default=False, metadata={"help": "whether the router is asked to forward a port"}
+    )
+    private_network: bool = field(
+        default=False,
+        metadata={"help": "whether all nodes are on one private network (no limits per subnet)"},
+    )
+    listen: tuple[str, ...] = field(
+        default=("0.0.0.0:0", "[::]:0"),
+        metadata={"help": "HOST:PORT that peers may connect to; port 0 takes a free one"},
+    )
+    query_timeout: float = field(
+        default=20.0,
+        metadata={
+            "unit": "seconds",
+            "help": "how long one query may take; guix-daemon itself would wait for ever",
+        },
+    )
+    lookup_timeout: float = field(
+        default=0.1,
+        metadata={
+            "unit": "seconds",
+            "help": "how long trackers are asked about an item that HTTP could deliver at once",
+        },
+    )
+    first_byte_timeout: float = field(
+        default=2.0,
+        metadata={
+            "unit": "seconds",
+            "help": "how long a swarm may take to send its first byte before HTTP is tried",
+        },
+    )
+    stall_timeout: float = field(
+        default=5.0,
+        metadata={
+            "unit": "seconds",
+            "help": "how long a swarm may send nothing before HTTP is tried",
+        },
+    )
+    patience: float = field(
+        default=30.0,
+        metadata={
+            "unit": "seconds",
+            "help": "how long a swarm may send nothing when there is no other source",
+        },
+    )
+    libtorrent: Mapping[str, int | bool | str] = field(
+        default_factory=dict, metadata={"help": "settings of libtorrent by their own names"}
+    )
