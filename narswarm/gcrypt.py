@@ -8,6 +8,7 @@ It is loaded at the first use, because most runs of a program need no signature.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
@@ -24,6 +25,7 @@ GUIX_KEY = b"(genkey (ecdsa (curve Ed25519) (flags rfc6979)))"
 """What `guix archive --generate-key` asks libgcrypt for."""
 
 _SONAME = "libgcrypt.so.20"
+_NEEDED = "libgpg-error.so.0"
 _DISABLE_SECMEM = 37
 _INITIALIZATION_FINISHED = 38
 _INITIALIZATION_FINISHED_P = 39
@@ -198,11 +200,13 @@ class _Library:
 
 def _open(load: type[ctypes.CDLL]) -> ctypes.CDLL:
     """Load the system's library, else the one that a virtual environment carries."""
-    for name in (_SONAME, f"{sys.prefix}/lib/{_SONAME}"):
-        try:
-            return load(name)
-        except OSError:
-            continue
+    with contextlib.suppress(OSError):
+        return load(_SONAME)
+    own = f"{sys.prefix}/lib/"
+    with contextlib.suppress(OSError):
+        # What it needs itself is beside it, where the loader doesn't look; loaded first, it's known.
+        load(own + _NEEDED)
+        return load(own + _SONAME)
     raise GcryptMissingError
 
 
