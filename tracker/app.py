@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tracker over WSGI: announces and scrapes, the index, and the mirror of narinfos.
+
+Announces don't go through Flask: they are nearly all requests, and its routing and request objects
+would cost more than their answers.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from narswarm import base32, httpsig
+from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
+from narswarm.gcrypt import GcryptMissingError
+from narswarm.httpsig import SignatureError
+from tracker import publication
+from tracker.aclfile import AclFile
+from tracker.announcer import Announcer
+from tracker.index import Index, IndexedTorrent, IndexFullError
+from tracker.publication import RefusedError
+from tracker.settings import Settings
+from tracker.wire_http import WireError, failure
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+MAX_PEERS = 50
+"""Peers that the index names for one torrent."""
+
+_HOST_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,255}/")
+_STATUS: dict[type[NarswarmError], HTTPStatus] = {
+    InvalidInputError: HTTPStatus.BAD_REQUEST,
+    SignatureError: HTTPStatus.UNAUTHORIZED,
+    RefusedError: HTTPStatus.FORBIDDEN,
+    MismatchError: HTTPStatus.CONFLICT,
+    GcryptMissingError: HTTPStatus.SERVICE_UNAVAILABLE,
+    IndexFullError: HTTPStatus.INSUFFICIENT_STORAGE,
+}
+
+
+class AnnounceMiddleware:
+    """Answers `/announce` and `/scrape`, and leaves everything else to another application."""
+
+    def __init__(
+        self, announcer: Announcer, other: WSGIApplication, clock: Callable[[], float]
+    ) -> None:
+        self._announcer = announcer
+        self._other = other
+        self._clock = clock
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request (PEP 3333)."""
+        path = environ["PATH_INFO"]
+        if path not in {"/announce", "/scrape"}:
+            return self._other(environ, start_response)
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            headers = [("Allow", "GET, HEAD"), ("Content-Length", "0")]
+            start_response("405 METHOD NOT ALLOWED", headers)
+            return []
+        # The server hands over bytes as if they were Latin-1.
+        query = environ.get("QUERY_STRING", "").encode("latin-1")
+        try:
+            if path == "/announce":
+                forwarded = environ.get("HTTP_X_FORWARDED_FOR")
+                remote = environ["REMOTE_ADDR"]
+                body = self._announcer.announce_http(query, remote, forwarded, int(self._clock()))
+            else:
+                body = self._announcer.scrape_http(query)
+        except WireError as error:
+            body = failure(str(error))
+        headers = [
+            ("Content-Type", "text/plain"),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+        ]
+        start_response("200 OK", headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+class TrackerApp:
+    """The views of the index, with what they work on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        index: Index,
+        announcer: Announcer,
+        acl_file: AclFile,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._publishers = settings.publisher_keys()
+        self._index = index
+        self._announcer = announcer
+        self._acl_file = acl_file
+        self._clock = clock
+
+    def wsgi(self) -> WSGIApplication:
+        """Everything as one WSGI application."""
+        app = Flask("tracker", static_folder=None)
+        app.config["MAX_CONTENT_LENGTH"] = publication.MAX_BODY
+        nar = "/v1/nar/<string(length=52):nar_hash>"
+        app.add_url_rule(nar, "nar", self._nar, methods=["GET"])
+        app.add_url_rule(nar, "publish", self._publish, methods=["PUT"])
+        app.add_url_rule(f"{nar}.torrent", "torrent", self._torrent, methods=["GET"])
+        name = "<string(length=32):hash_part>.narinfo"
+        app.add_url_rule(f"/v1/narinfo/{name}", "narinfo", self._narinfo, methods=["GET"])
+        app.add_url_rule(
+            f"/{name}",
+            "substitute_narinfo",
+            self._narinfo,
+            methods=["GET"],
+            defaults={"with_sources": True},
+        )
+        app.add_url_rule("/nix-cache-info", "cache_info", _cache_info, methods=["GET"])
+        app.register_error_handler(HTTPException, _http_error)
+        app.register_error_handler(NarswarmError, _narswarm_error)
+        return AnnounceMiddleware(self._announcer, app, self._clock)
+
+    def _nar(self, nar_hash: str) -> Response:
+        found = self._index.nar(base32.decode(nar_hash))
+        if found is None:
+            return _error(HTTPStatus.NOT_FOUND, f"{nar_hash}: is not in the index")
+        return jsonify(
+            nar_hash=f"sha256:{nar_hash}",
+            nar_size=found.nar_size,
+            torrents=[self._describe(torrent) for torrent in found.torrents],
+        )
+
+    def _describe(self, torrent: IndexedTorrent) -> dict[str, Any]:
+        counts, peers = self._announcer.sample(torrent.wire_hashes, MAX_PEERS)
+        return {
+            "kind": torrent.kind,
+            "name": torrent.name,
+            "length": torrent.length,
+            "piece_length": torrent.piece_length,
+            "infohash_v1": torrent.infohash_v1.hex(),
+            "infohash_v2": torrent.infohash_v2.hex(),
+            "seeders": counts.complete,
+            "leechers": counts.incomplete,
+            "publishers": torrent.publishers,
+            "peers": [_peer(peer) for peer in peers],
+        }
+
+    def _torrent(self, nar_hash: str) -> Response:
+        found = self._index.nar(base32.decode(nar_hash))
+        kept = self._index.metainfo(found.torrents[0].row) if found else None
+        if kept is None:
+            return _error(HTTPStatus.NOT_FOUND, f"{nar_hash}: is not in the index")
+        return Response(
+            with_announce(kept, self._announce_url()), content_type="application/x-bittorrent"
+        )
+
+    def _announce_url(self) -> str | None:
+        """Where clients announce: as set, or as this request was addressed."""
+        base = self._settings.url or request.host_url
+        if self._settings.url is None and not _HOST_URL.fullmatch(base):
+            return None
+        return f"{base.rstrip('/')}/announce"
+
+    def _publish(self, nar_hash: str) -> tuple[Response, HTTPStatus]:
+        wanted = base32.decode(nar_hash)
+        body = request.get_data(cache=False)
+        now = self._clock()
+        publisher = httpsig.verify_request("PUT", request.path, request.headers, body, now)
+        if self._publishers and publisher not in self._publishers:
+            raise RefusedError("publisher", "is not among those that may publish here")
+        if request.mimetype != publication.CONTENT_TYPE:
+            raise InvalidInputError("Content-Type", f"is not {publication.CONTENT_TYPE}")
+        acl = self._acl_file.refresh()
+        if acl is None:
+            raise RefusedError(self._settings.acl, "can't be read, so nothing can be published")
+        checked = publication.check(wanted, body, acl, self._settings.nar_servers)
+        new = self._index.publish(checked, publisher, int(now))
+        answer = jsonify(
+            nar_hash=f"sha256:{nar_hash}", infohash_v2=checked.meta.infohash_v2.hex(), new=new
+        )
+        return answer, HTTPStatus.CREATED if new else HTTPStatus.OK
+
+    def _narinfo(self, hash_part: str, *, with_sources: bool = False) -> Response:
+        raw = self._index.narinfo(hash_part, with_sources=with_sources)
+        if raw is None:
+            return _error(HTTPStatus.NOT_FOUND, f"{hash_part}: has no narinfo here")
+        return Response(raw, content_type="application/x-nix-narinfo;charset=utf-8")
+
+
+def with_announce(torrent: bytes, url: str | None) -> bytes:
+    """Put a tracker into a torrent that was kept without one.
+
+    The key `announce` sorts before all others (BEP 3), so this is no more than an insertion and
+    doesn't touch a byte of the info dictionary.
+    """
+    if url is None:
+        return torrent
+    encoded = url.encode()
+    return b"d8:announce%d:%b%b" % (len(encoded), encoded, torrent[1:])
+
+
+def _peer(packed: bytes) -> str:
+    """Write a packed peer as `address:port`."""
+    port = int.from_bytes(packed[-2:])
+    if len(packed) == 6:
+        return f"{inet_ntop(AF_INET, packed[:4])}:{port}"
+    return f"[{inet_ntop(AF_INET6, packed[:16])}]:{port}"
+
+
+def _cache_info() -> Response:
+    """Say what kind of substitute server this is; a low priority, as it serves no NARs."""
+    text = "StoreDir: /gnu/store\nWantMassQuery: 0\nPriority: 100\n"
+    return Response(text, content_type="text/x-nix-cache-info")
+
+
+def _error(status: HTTPStatus, text: str) -> Response:
+    """An error for programs under /v1, for people elsewhere."""
+    response = (
+        jsonify(error=text)
+        if request.path.startswith("/v1/")
+        else Response(f"{text}\n", content_type="text/plain;charset=utf-8")
+    )
+    response.status_code = status
+    if status is HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Signature"
+    return response
+
+
+def _http_error(error: HTTPException) -> Response:
+    """Errors of the protocol: no such path, no such method, too large."""
+    status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
+    response = _error(status, f"{request.path}: {status.phrase.lower()}")
+    for name, value in error.get_headers():
+        if name == "Allow":
+            response.headers[name] = value
+    return response
+
+
+def _narswarm_error(error: NarswarmError) -> Response:
+    statuses = (status for kind, status in _STATUS.items() if isinstance(error, kind))
+    return _error(next(statuses, HTTPStatus.INTERNAL_SERVER_ERROR), str(error))

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The index: which torrents are known for a NAR, who claims them, and the narinfos that vouch.
+
+It is a SQLite database with a write-ahead log: what was answered with success survives a kill, and
+a kill in the middle of a publication leaves nothing of it. The infohashes that may be tracked are
+in memory as well, as every announce asks for one.
+
+Anybody can claim that a torrent carries a NAR, and be wrong. So a NAR has several torrents, ranked
+by how many publishers claim them, and their number is bounded in a way that a flood of false
+claims can neither displace the well supported ones nor keep a true newcomer out for ever.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from narswarm.errors import MismatchError, NarswarmError, SettingsError
+from narswarm.payload import Kind
+from tracker.publication import Publication
+from tracker.wire_http import HASH_BYTES
+
+FILE_NAME = "index.sqlite"
+
+MAX_TORRENTS = 16
+"""Torrents of one NAR."""
+
+PROTECTED = MAX_TORRENTS // 2
+"""Of these, how many best ones never make room for another."""
+
+MAX_CLAIMS = 256
+"""Publishers that are counted for one torrent."""
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE signers (
+    id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, authorized INTEGER NOT NULL
+);
+CREATE TABLE nars (
+    id INTEGER PRIMARY KEY, nar_hash BLOB NOT NULL UNIQUE, nar_size INTEGER NOT NULL
+);
+CREATE TABLE narinfos (
+    hash_part TEXT NOT NULL,
+    nar INTEGER NOT NULL REFERENCES nars,
+    signer INTEGER NOT NULL REFERENCES signers,
+    sources INTEGER NOT NULL,
+    added INTEGER NOT NULL,
+    raw BLOB NOT NULL,
+    UNIQUE (hash_part, nar, signer)
+);
+CREATE INDEX narinfos_by_nar ON narinfos (nar);
+CREATE TABLE torrents (
+    id INTEGER PRIMARY KEY,
+    nar INTEGER NOT NULL REFERENCES nars,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    length INTEGER NOT NULL,
+    piece_length INTEGER NOT NULL,
+    infohash_v1 BLOB NOT NULL,
+    infohash_v2 BLOB NOT NULL UNIQUE,
+    added INTEGER NOT NULL,
+    metainfo BLOB NOT NULL
+);
+CREATE INDEX torrents_by_nar ON torrents (nar);
+CREATE TABLE claims (
+    torrent INTEGER NOT NULL REFERENCES torrents ON DELETE CASCADE,
+    publisher BLOB NOT NULL,
+    added INTEGER NOT NULL,
+    PRIMARY KEY (torrent, publisher)
+) WITHOUT ROWID;
+CREATE VIEW vouched AS
+    SELECT nar FROM narinfos JOIN signers ON signers.id = narinfos.signer WHERE authorized;
+"""
+
+
+class IndexFullError(NarswarmError):
+    """There is no room for another publication."""
+
+
+class IndexedTorrent(NamedTuple):
+    """A torrent of a NAR.
+
+    Attributes:
+        row: its number in the index.
+        kind: what its payload is.
+        name: the payload's file name.
+        length: bytes of the payload.
+        piece_length: bytes.
+        infohash_v1: 20 bytes.
+        infohash_v2: 32 bytes.
+        publishers: how many claim it.
+    """
+
+    row: int
+    kind: str
+    name: str
+    length: int
+    piece_length: int
+    infohash_v1: bytes
+    infohash_v2: bytes
+    publishers: int
+
+    @property
+    def wire_hashes(self) -> list[bytes]:
+        """The two infohashes under which clients announce it, 20 bytes each (BEP 52)."""
+        return [self.infohash_v2[:HASH_BYTES], self.infohash_v1]
+
+
+class IndexedNar(NamedTuple):
+    """A NAR of which torrents are known, the best torrent first."""
+
+    nar_size: int
+    torrents: tuple[IndexedTorrent, ...]
+
+
+class Index:
+    """The index in a directory. Its methods may be called from any thread.
+
+    Args:
+        directory: where the database is or will be.
+        max_bytes: how large it may grow, or None.
+
+    Raises:
+        SettingsError: the directory can't be used, or the file there isn't an index of this
+            version.
+    """
+
+    def __init__(self, directory: Path, *, max_bytes: int | None = None) -> None:
+        self._path = directory / FILE_NAME
+        self._lock = threading.Lock()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._connection = self._connect(max_bytes)
+        except OSError as error:
+            raise SettingsError(directory, error.strerror or str(error)) from error
+        except sqlite3.Error as error:
+            raise SettingsError(self._path, f"is not a usable index: {error}") from error
+        self._listed: set[bytes] = set()
+        self._relist()
+
+    def _connect(self, max_bytes: int | None) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, timeout=10
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                connection.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
+                )
+            elif version != _VERSION:
+                raise SettingsError(self._path, f"has version {version} instead of {_VERSION}")
+            if max_bytes is not None:
+                (page,) = connection.execute("PRAGMA page_size").fetchone()
+                connection.execute(f"PRAGMA max_page_count = {max(max_bytes // page, 1)}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        """Let go of the database."""
+        with self._lock:
+            self._connection.close()
+
+    def is_listed(self, info_hash: bytes) -> bool:
+        """Whether an infohash of 20 bytes belongs to a torrent that is vouched for."""
+        return info_hash in self._listed
+
+    def authorize(self, authorizes: Callable[[bytes], bool]) -> None:
+        """Apply an access control list to all that is in the index.
+
+        What only keys vouch for that are no longer authorised is hidden, not forgotten.
+
+        Args:
+            authorizes: whether a canonical public key is authorised.
+        """
+        with self._transaction() as connection:
+            for row, key in connection.execute("SELECT id, key FROM signers").fetchall():
+                connection.execute(
+                    "UPDATE signers SET authorized = ? WHERE id = ?", (authorizes(key), row)
+                )
+        self._relist()
+
+    def publish(self, publication: Publication, publisher: bytes, now: int) -> bool:
+        """Take in a publication.
+
+        Args:
+            publication: what was checked.
+            publisher: the public key of who claims it, 32 bytes.
+            now: seconds since the epoch.
+
+        Returns:
+            Whether it said anything new.
+
+        Raises:
+            IndexFullError: there is no room.
+        """
+        try:
+            with self._transaction() as connection:
+                nar = _nar_row(connection, publication)
+                before = _wire_hashes(connection, nar)
+                new = _claim(connection, nar, publication, publisher, now)
+                after = _wire_hashes(connection, nar)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise IndexFullError("index", "is full") from error
+            raise
+        self._listed.update(after)
+        self._listed.difference_update(before - after)
+        return new
+
+    def nar(self, nar_hash: bytes) -> IndexedNar | None:
+        """What is known for a NAR, or nothing."""
+        with self._lock:
+            found = self._connection.execute(
+                "SELECT id, nar_size FROM nars WHERE nar_hash = ?"
+                " AND EXISTS (SELECT 1 FROM vouched WHERE vouched.nar = nars.id)",
+                (nar_hash,),
+            ).fetchone()
+            torrents = _ranked(self._connection, found[0]) if found else []
+        return IndexedNar(found[1], tuple(torrents)) if torrents else None
+
+    def metainfo(self, row: int) -> bytes | None:
+        """The torrent in a row of the index, as it was kept."""
+        with self._lock:
+            found = self._connection.execute(
+                "SELECT metainfo FROM torrents WHERE id = ?", (row,)
+            ).fetchone()
+        return bytes(found[0]) if found else None
+
+    def narinfo(self, hash_part: str, *, with_sources: bool) -> bytes | None:
+        """The oldest authorised narinfo of a store item.
+
+        Args:
+            hash_part: the 32 characters before the name.
+            with_sources: only one that says where to fetch the NAR.
+        """
+        with self._lock:
+            found = self._connection.execute(
+                "SELECT raw FROM narinfos JOIN signers ON signers.id = narinfos.signer"
+                " WHERE hash_part = ? AND authorized AND sources >= ?"
+                " ORDER BY narinfos.added, narinfos.rowid LIMIT 1",
+                (hash_part, int(with_sources)),
+            ).fetchone()
+        return bytes(found[0]) if found else None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                # SQLite ends a transaction by itself when the disk is full.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _relist(self) -> None:
+        """Read anew which infohashes may be tracked."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT infohash_v1, infohash_v2 FROM torrents"
+                " WHERE EXISTS (SELECT 1 FROM vouched WHERE vouched.nar = torrents.nar)"
+            )
+            self._listed = {info_hash[:HASH_BYTES] for row in rows for info_hash in row}
+
+
+def _nar_row(connection: sqlite3.Connection, publication: Publication) -> int:
+    """The row of a NAR, made when it is new."""
+    info = publication.info
+    found = connection.execute(
+        "SELECT id, nar_size FROM nars WHERE nar_hash = ?", (info.nar_hash,)
+    ).fetchone()
+    if found is None:
+        return _inserted(
+            connection,
+            "INSERT INTO nars (nar_hash, nar_size) VALUES (?, ?)",
+            (info.nar_hash, info.nar_size),
+        )
+    row, nar_size = found
+    if nar_size != info.nar_size:
+        raise MismatchError(info.store_path, f"has a NarSize other than {nar_size}")
+    return int(row)
+
+
+def _claim(
+    connection: sqlite3.Connection, nar: int, publication: Publication, publisher: bytes, now: int
+) -> bool:
+    """Write down what a publisher claims; return whether it is new."""
+    new = _keep_narinfo(connection, nar, publication, now)
+    found = connection.execute(
+        "SELECT id FROM torrents WHERE infohash_v2 = ?", (publication.meta.infohash_v2,)
+    ).fetchone()
+    if found is None:
+        _make_room(connection, nar)
+        torrent = _keep_torrent(connection, nar, publication, now)
+    else:
+        torrent = found[0]
+    claims = connection.execute(
+        "INSERT OR IGNORE INTO claims SELECT ?, ?, ?"
+        " WHERE (SELECT count(*) FROM claims WHERE torrent = ?) < ?",
+        (torrent, publisher, now, torrent, MAX_CLAIMS),
+    )
+    return new or claims.rowcount > 0
+
+
+def _keep_narinfo(
+    connection: sqlite3.Connection, nar: int, publication: Publication, now: int
+) -> bool:
+    """Keep a narinfo unless there is one by the same signer that says as much."""
+    connection.execute(
+        "INSERT OR IGNORE INTO signers (key, authorized) VALUES (?, 1)", (publication.signer,)
+    )
+    changed = connection.execute(
+        "INSERT INTO narinfos SELECT ?, ?, id, ?, ?, ? FROM signers WHERE key = ?"
+        " ON CONFLICT DO UPDATE SET sources = excluded.sources, raw = excluded.raw"
+        " WHERE sources = 0 AND excluded.sources > 0",
+        (
+            publication.info.hash_part,
+            nar,
+            publication.sources,
+            now,
+            publication.narinfo,
+            publication.signer,
+        ),
+    )
+    return changed.rowcount > 0
+
+
+def _keep_torrent(
+    connection: sqlite3.Connection, nar: int, publication: Publication, now: int
+) -> int:
+    meta = publication.meta
+    return _inserted(
+        connection,
+        "INSERT INTO torrents (nar, kind, name, length, piece_length, infohash_v1, infohash_v2,"
+        " added, metainfo) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            nar,
+            meta.kind.value,
+            meta.name,
+            meta.length,
+            meta.piece_length,
+            meta.infohash_v1,
+            meta.infohash_v2,
+            now,
+            publication.torrent,
+        ),
+    )
+
+
+def _make_room(connection: sqlite3.Connection, nar: int) -> None:
+    """Drop a torrent when there are as many as may be.
+
+    The best half stays whatever comes. In the other half, the least supported and among these the
+    oldest goes, so that a newcomer has its time to be claimed by others too.
+    """
+    ranked = _ranked(connection, nar)
+    if len(ranked) >= MAX_TORRENTS:
+        worst = min(ranked[PROTECTED:], key=lambda torrent: (torrent.publishers, torrent.row))
+        connection.execute("DELETE FROM torrents WHERE id = ?", (worst.row,))
+
+
+def _ranked(connection: sqlite3.Connection, nar: int) -> list[IndexedTorrent]:
+    """The torrents of a NAR: by support, then those of profile 1, then the oldest."""
+    rows = connection.execute(
+        "SELECT torrents.id, kind, name, length, piece_length, infohash_v1, infohash_v2, count(*)"
+        " FROM torrents JOIN claims ON claims.torrent = torrents.id WHERE nar = ?"
+        " GROUP BY torrents.id ORDER BY count(*) DESC, kind != ?, torrents.id",
+        (nar, Kind.ZSTD.value),
+    )
+    return [IndexedTorrent(*row) for row in rows]
+
+
+def _wire_hashes(connection: sqlite3.Connection, nar: int) -> set[bytes]:
+    """The infohashes of a NAR's torrents as they may be tracked."""
+    return {info_hash for torrent in _ranked(connection, nar) for info_hash in torrent.wire_hashes}
+
+
+def _inserted(connection: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> int:
+    row = connection.execute(sql, values).lastrowid
+    assert row is not None  # noqa: S101 - of an INSERT that succeeded
+    return row

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tracker as a process: sockets, gunicorn around the application, and what keeps it tidy.
+
+The swarms are in the memory of one process, so gunicorn has one worker, with threads, and is kept
+from ever starting a second one. Sockets are made here before gunicorn starts: a port that is taken
+or an address that isn't ours is then an error of this program, said at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.gthread import ThreadWorker
+
+from narswarm.errors import BusyError, SettingsError
+from tracker.aclfile import AclFile
+from tracker.announcer import Announcer
+from tracker.app import TrackerApp
+from tracker.index import Index
+from tracker.settings import Settings, parse_listen
+from tracker.swarms import Swarms
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+REQUEST_SECONDS = 30
+"""How long a request may take from its first byte to the end of its answer."""
+
+TIDY_SECONDS = 60
+"""How often silent peers are looked for and the ACL's file is looked at."""
+
+_STOP_SECONDS = 5
+_BACKLOG = 1024
+_FIRST_BYTE_SECONDS = 5
+
+
+def serve(settings: Settings) -> None:
+    """Run the tracker until it is told to stop.
+
+    Raises:
+        SettingsError: a setting can't be used on this machine.
+        BusyError: an address is in use, or another tracker has the directory.
+    """
+    # What would fail later in the worker fails here, where it can be said in one line.
+    settings.policy()
+    settings.publisher_keys()
+    Index(settings.data, max_bytes=settings.index_size).close()
+    with _Lock(settings.data), _Sockets(settings.listen) as sockets:
+        _Server(settings, sockets).run()
+
+
+class _Lock:
+    """Keeps a second tracker from the same directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file = (directory / "lock").open("w")
+
+    def __enter__(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise BusyError(self._directory, "is in use by another tracker") from None
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class _Sockets:
+    """Listening sockets."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        self._addresses = addresses
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> list[socket.socket]:
+        try:
+            for address in self._addresses:
+                self._sockets.append(_listen(address))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self._sockets
+
+    def __exit__(self, *_: object) -> None:
+        for listener in self._sockets:
+            listener.close()
+
+
+def _listen(address: str) -> socket.socket:
+    """Make a listening socket; one for `[::]` takes IPv4 connections as well."""
+    host, port = parse_listen(address)
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )
+        family, kind, protocol, _, bound = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SettingsError(address, error.strerror or str(error)) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        # A connection that says nothing doesn't get as far as a thread.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _FIRST_BYTE_SECONDS)
+        listener.bind(bound)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise BusyError(address, "is in use") from error
+        raise SettingsError(address, error.strerror or str(error)) from error
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _OneWorkerArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
+    """A master that ignores the signals which would make a second owner of the swarms."""
+
+    def _ignore(self) -> None:
+        self.log.warning("ignored a signal: the swarms are in the memory of one worker")
+
+    handle_hup = handle_ttin = handle_ttou = handle_usr2 = _ignore
+
+
+class DeadlineWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """A worker whose threads can't be held for ever by clients that send, or read, slowly."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._deadlines: dict[Any, float] = {}
+
+    def handle(self, conn: Any) -> Any:
+        """Serve one request in a thread of the pool."""
+        self._deadlines[conn] = time.monotonic() + REQUEST_SECONDS
+        try:
+            return super().handle(conn)
+        finally:
+            del self._deadlines[conn]
+
+    def notify(self) -> None:
+        """Say that the worker lives, once a second, and end what took too long."""
+        super().notify()
+        now = time.monotonic()
+        for conn, deadline in list(self._deadlines.items()):
+            if deadline < now:
+                try:
+                    conn.sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue  # the client left by itself
+
+
+class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn with settings that come from nowhere but here."""
+
+    def __init__(self, settings: Settings, sockets: list[socket.socket]) -> None:
+        self._settings = settings
+        self._sockets = sockets
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Set what differs from gunicorn's defaults."""
+        options: dict[str, object] = {
+            # gunicorn takes over, and closes, the descriptors that it is given.
+            "bind": [f"fd://{os.dup(listener.fileno())}" for listener in self._sockets],
+            "workers": 1,
+            "worker_class": DeadlineWorker,
+            "threads": self._settings.threads,
+            "preload_app": False,
+            "keepalive": 5,
+            "graceful_timeout": _STOP_SECONDS,
+            # A scrape of 74 infohashes takes 5,300 bytes; this is gunicorn's maximum.
+            "limit_request_line": 8190,
+            "limit_request_fields": 50,
+            "limit_request_field_size": 2048,
+            # No log of requests: addresses are nobody's business. Its warnings name some, too.
+            "accesslog": None,
+            "loglevel": "error",
+            "forwarded_allow_ips": "",
+            "proc_name": "tracker",
+            "post_worker_init": self._announce_ready,
+            "control_socket_disable": True,
+        }
+        for name, value in options.items():
+            if name in self.cfg.settings:  # older versions know less
+                self.cfg.set(name, value)
+
+    def load(self) -> WSGIApplication:
+        """Build the application in the worker process, where its threads and locks belong."""
+        settings = self._settings
+        logging.basicConfig(level=logging.INFO, format="tracker: %(message)s", stream=sys.stderr)
+        index = Index(settings.data, max_bytes=settings.index_size)
+        swarms = Swarms(settings.limits(), keep_downloads=not settings.open)
+        is_listed = _anything if settings.open else index.is_listed
+        rng = random.Random()  # noqa: S311 - it chooses peers, and keeps no secret
+        announcer = Announcer(settings.policy(), swarms, is_listed, rng)
+        acl_file = AclFile(settings.acl, index)
+        acl_file.refresh()
+        tidying = threading.Thread(
+            target=_tidy, args=(announcer, acl_file), name="tidy", daemon=True
+        )
+        tidying.start()
+        return TrackerApp(settings, index, announcer, acl_file).wsgi()
+
+    def run(self) -> None:
+        """Serve until a signal comes."""
+        _OneWorkerArbiter(self).run()
+
+    def _announce_ready(self, worker: ThreadWorker) -> None:
+        if worker.age == 1:  # and not one that replaces a worker that crashed
+            for listener in self._sockets:
+                sys.stdout.write(f"tracker: listening on {_url(listener)}\n")
+            sys.stdout.flush()
+
+
+def _anything(_info_hash: bytes) -> bool:
+    return True
+
+
+def _tidy(announcer: Announcer, acl_file: AclFile) -> None:
+    """Do regularly what requests would otherwise do by chance."""
+    while True:
+        time.sleep(TIDY_SECONDS)
+        announcer.expire(int(time.time()))
+        acl_file.refresh()
