@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""HTTP towards substitute servers and trackers, with everything bounded.
+
+The other side may be slow, broken or hostile, and guix-daemon waits for the caller. So besides the
+wait for each byte a whole exchange has its deadline, headers and bodies have their limits, and a
+body that ends early is an error. Connections are kept and shared between threads, because a query
+about a closure is thousands of small requests to the same few servers.
+
+`http.client` is loaded with the first connection, and `ssl` is used with the first `https` one: a
+run which is answered from caches pays for neither.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urljoin
+
+from narswarm.errors import NetworkError
+from narswarm.httpwire import (
+    BLOCK,
+    PORTS,
+    Connection,
+    Deadline,
+    Target,
+    Wire,
+    dial,
+    reasons,
+    split,
+    tunnel,
+)
+
+if TYPE_CHECKING:
+    import ssl
+    from http.client import HTTPResponse
+
+VERSION: Final = "0.1.0"
+USER_AGENT: Final = f"narswarm/{VERSION}"
+
+MAX_REDIRECTS: Final = 5
+MAX_IDLE_AGE: Final = 50.0
+"""Seconds that an unused connection is kept: servers commonly close it after 60 or more."""
+
+MIN_RATE: Final = 4096
+"""Bytes per second which a stream without a deadline has to bring on average."""
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer with its whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By lower-case name; of a repeated field the first."""
+    body: bytes
+    url: str
+    """Where it came from in the end, after redirects."""
+
+
+class Stream:
+    """An answer whose body arrives in pieces; iterate over it once."""
+
+    def __init__(self, url: str, response: HTTPResponse, deadline: Deadline) -> None:
+        self.url = url
+        self.status: int = response.status
+        self.headers: dict[str, str] = {}
+        for name, value in response.getheaders():
+            self.headers.setdefault(name.lower(), value)
+        self.length: int | None = response.length
+        """Bytes of the body, None where the server doesn't say."""
+        self.complete = response.length == 0
+        """Whether the body has arrived to its end."""
+        self._response = response
+        self._deadline = deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Give the body in pieces as they arrive.
+
+        Raises:
+            NetworkError: it stops, takes too long, or ends before its announced length.
+        """
+        received = 0
+        while not self.complete:
+            with reasons(self.url):
+                piece = self._response.read1(BLOCK)
+            if not piece and self.length is not None:
+                raise NetworkError(self.url, f"ended after {received} of {self.length} bytes")
+            received += len(piece)
+            self._deadline.received(len(piece))
+            self.complete = received == self.length or not piece
+            if piece:
+                yield piece
+
+
+class HttpClient:
+    """Makes requests; one instance serves any number of threads.
+
+    Args:
+        timeout: seconds that connecting, or the wait for the next bytes, may take.
+        total: seconds that a request takes at most, unless it says otherwise.
+        max_idle: number of unused connections to keep, over all servers.
+        environ: where `http_proxy`, `https_proxy` and `no_proxy` are looked up.
+        clock: seconds from any start, never going back.
+    """
+
+    def __init__(
+        self,
+        timeout: float = 10.0,
+        total: float = 60.0,
+        max_idle: int = 32,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._timeout = timeout
+        self._total = total
+        self._max_idle = max_idle
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._tls: ssl.SSLContext | None = None
+        self._proxies = {
+            scheme: environ.get(f"{scheme}_proxy")
+            # Not HTTP_PROXY: in a CGI program a request header would set that.
+            or (environ.get("HTTPS_PROXY") if scheme == "https" else None)
+            for scheme in PORTS
+        }
+        direct = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+        self._direct = [name.strip().lower().lstrip(".") for name in direct.split(",")]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections that wait for further requests."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        max_bytes: int = 1 << 20,
+        timeout: float | None = None,
+    ) -> Response:
+        """Make a request and read the whole answer, whatever its status.
+
+        Args:
+            method: GET, PUT and so on. Redirects of GET are followed.
+            url: `http` or `https`.
+            headers: further header fields.
+            body: what to send.
+            max_bytes: longest answer that is taken.
+            timeout: seconds for everything together.
+
+        Raises:
+            NetworkError: there is no complete answer in that time and size.
+        """
+        deadline = self._deadline(timeout)
+        with self._respond(method, url, headers, body, deadline, keep=True) as stream:
+            if stream.length is not None and stream.length > max_bytes:
+                raise NetworkError(stream.url, f"is longer than {max_bytes} bytes")
+            pieces, size = [], 0
+            for piece in stream:
+                size += len(piece)
+                if size > max_bytes:
+                    raise NetworkError(stream.url, f"is longer than {max_bytes} bytes")
+                pieces.append(piece)
+            return Response(stream.status, stream.headers, b"".join(pieces), stream.url)
+
+    @contextmanager
+    def stream(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        keep: bool = False,
+    ) -> Iterator[Stream]:
+        """GET something large. Use it as `with client.stream(url) as stream`.
+
+        Args:
+            url: `http` or `https`.
+            headers: further header fields.
+            timeout: seconds for everything together; without it, as long as bytes arrive at
+                `MIN_RATE`.
+            keep: whether to keep the connection. `guix publish` sends uncompressed NARs without a
+                length and then leaves a connection open which was to be kept, so that their end
+                can't be seen.
+
+        Raises:
+            NetworkError: there is no answer, also while iterating.
+        """
+        deadline = self._deadline(timeout)
+        if timeout is None:
+            deadline.min_rate = MIN_RATE
+        with self._respond("GET", url, headers, None, deadline, keep=keep) as stream:
+            yield stream
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(self._clock, self._timeout, self._total if timeout is None else timeout)
+
+    @contextmanager
+    def _respond(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        body: bytes | None,
+        deadline: Deadline,
+        *,
+        keep: bool,
+    ) -> Iterator[Stream]:
+        """Give the answer at the end of redirects and put the connection back if it is clean."""
+        target = split(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            sent = {"User-Agent": USER_AGENT, "Connection": "keep-alive" if keep else "close"}
+            sent |= dict(headers or {}) | {"Host": target.authority}
+            with reasons(target.name):
+                connection, response = self._exchange(method, target, sent, body, deadline, keep)
+            stream = Stream(target.name, response, deadline)
+            try:
+                location = stream.headers.get("location")
+                redirected = method == "GET" and stream.status in _REDIRECTS and location
+                if not redirected:
+                    yield stream
+                    return
+            finally:
+                response.close()
+                connection.response = None
+                if stream.complete and keep and connection.is_open():
+                    self._put(connection)
+                else:
+                    connection.close()
+            following = split(urljoin(target.url, redirected))
+            if target.scheme == "https" and following.scheme == "http":
+                raise NetworkError(target.name, "redirects from https to http")
+            target = following
+        raise NetworkError(split(url).name, f"redirects more than {MAX_REDIRECTS} times")
+
+    def _exchange(
+        self,
+        method: str,
+        target: Target,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: Deadline,
+        keep: bool,
+    ) -> tuple[Connection, HTTPResponse]:
+        """Send a request on a kept or a new connection and read the header of the answer."""
+        proxy = self._proxy(target)
+        key = (target.scheme, target.host, target.port, proxy)
+        kept = self._take(key) if keep else None
+        if kept is not None:
+            try:
+                return kept, kept.send(method, target, headers, body, deadline)
+            except TimeoutError:
+                kept.close()
+                raise
+            except (OSError, EOFError):
+                # The server may close it at any time. That says nothing about a new one.
+                kept.close()
+                if method not in _IDEMPOTENT:
+                    raise
+            except BaseException:
+                kept.close()
+                raise
+        connection = Connection(key, self._connect(target, proxy, deadline))
+        try:
+            return connection, connection.send(method, target, headers, body, deadline)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _take(self, key: object) -> Connection | None:
+        """Take the connection that was used last, if it looks alive."""
+        now, stale, found = self._clock(), [], None
+        with self._lock:
+            for connection in [*reversed(self._idle)]:
+                if now - connection.idle_since > MAX_IDLE_AGE:
+                    self._idle.remove(connection)
+                    stale.append(connection)
+                elif connection.key == key:
+                    self._idle.remove(connection)
+                    if connection.is_quiet():
+                        found = connection
+                        break
+                    stale.append(connection)
+        for connection in stale:
+            connection.close()
+        return found
+
+    def _put(self, connection: Connection) -> None:
+        connection.idle_since = self._clock()
+        with self._lock:
+            self._idle.append(connection)
+            surplus = self._idle[: -self._max_idle] if self._max_idle else self._idle[:]
+            del self._idle[: len(surplus)]
+        for unwanted in surplus:
+            unwanted.close()
+
+    def _proxy(self, target: Target) -> Target | None:
+        proxy = self._proxies[target.scheme]
+        host = target.host.lower()
+        if not proxy or any(
+            name and (name in ("*", host) or host.endswith(f".{name}")) for name in self._direct
+        ):
+            return None
+        return split(proxy if "://" in proxy else f"http://{proxy}", credentials=True)
+
+    def _connect(self, target: Target, proxy: Target | None, deadline: Deadline) -> Wire:
+        """Open a connection to the server, or to the proxy and through it."""
+        first = proxy or target
+        wire = Wire(dial(first, deadline), deadline)
+        try:
+            if first.scheme == "https":
+                wire.encrypt(self._context(), first.host)
+            if proxy is not None and target.scheme == "https":
+                tunnel(wire, proxy, target)
+                wire.encrypt(self._context(), target.host)
+        except BaseException:
+            wire.close()
+            raise
+        if proxy is not None and target.scheme == "http":
+            wire.proxy = proxy
+        return wire
+
+    def _context(self) -> ssl.SSLContext:
+        import ssl  # noqa: PLC0415 - many runs need no TLS
+
+        with self._lock:
+            if self._tls is None:
+                self._tls = ssl.create_default_context()
+            return self._tls

@@ -1,0 +1,755 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of `narswarm.httpclient` against servers on loopback, well-behaved and hostile ones."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import ipaddress
+import itertools
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from narswarm import httpclient
+from narswarm.errors import NetworkError
+from narswarm.httpclient import HttpClient
+
+Script = Callable[[socket.socket, int], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A server with one behaviour for each path."""
+
+    protocol_version = "HTTP/1.1"
+    connections: list[object]
+
+    def do_GET(self) -> None:
+        """Answer by the path."""
+        if self.connection not in self.connections:
+            self.connections.append(self.connection)
+        body, status, headers = b"hello", 200, {}
+        if "/echo" in self.path and not self.path.startswith("/redirect/"):
+            body = f"{self.requestline}\n{self.headers}".encode()
+        elif self.path.startswith("/redirect/"):
+            status, headers = 302, {"Location": self.path[10:]}
+        elif self.path.startswith("/loop"):
+            status, headers = 301, {"Location": "loop"}
+        elif self.path == "/missing":
+            status, body = 404, b"no"
+        elif self.path == "/empty":
+            body = b""
+        elif self.path.startswith("/size/"):
+            body = b"x" * int(self.path[6:])
+        if self.path == "/chunked":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"3\r\nhel\r\n2;ext=1\r\nlo\r\n0\r\nTrailer: x\r\n\r\n")
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_PUT(self) -> None:
+        """Send back the body."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(201)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Type", self.headers["Content-Type"])
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_CONNECT(self) -> None:
+        """Be a proxy that gives a tunnel."""
+        self.connections.append(self.requestline)
+        self.connections.append(self.headers.get("Proxy-Authorization"))
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port)), 5) as upstream:
+            self.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=pump, args=(upstream, self.connection))
+            back.start()
+            pump(self.connection, upstream)
+            back.join()
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def pump(source: socket.socket, destination: socket.socket) -> None:
+    """Copy bytes until one side ends."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            destination.sendall(data)
+    with contextlib.suppress(OSError):
+        destination.shutdown(socket.SHUT_WR)
+
+
+class Server(ThreadingHTTPServer):
+    """A server that remembers its connections, which handlers see."""
+
+    daemon_threads = True
+
+    def __init__(self, family: int = socket.AF_INET) -> None:
+        self.address_family = socket.AddressFamily(family)
+        self.handler = type("Bound", (Handler,), {"connections": []})
+        super().__init__(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), self.handler)
+
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away is no news."""
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Serve in a thread."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A well-behaved HTTP/1.1 server."""
+    with running(Server()) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def scripted(script: Script) -> Iterator[str]:
+    """Run a script with each connection, after its request was read; give the server's URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = threading.Event()
+
+        def serve() -> None:
+            for number in itertools.count():
+                with contextlib.suppress(OSError):
+                    connection, _ = listener.accept()
+                    with connection:
+                        if done.is_set():
+                            return
+                        request = b""
+                        while b"\r\n\r\n" not in request and (data := connection.recv(4096)):
+                            request += data
+                        script(connection, number)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            done.set()
+            with contextlib.suppress(OSError):
+                socket.create_connection(listener.getsockname(), 1).close()
+            thread.join()
+
+
+def answer(*pieces: bytes) -> Script:
+    """A script that sends the pieces and closes."""
+
+    def script(connection: socket.socket, _number: int) -> None:
+        for piece in pieces:
+            connection.sendall(piece)
+
+    return script
+
+
+class Clock:
+    """A clock that goes one step at each look, so that slow servers need no waiting."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        """Give the time."""
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+def client() -> Iterator[HttpClient]:
+    """A client without a proxy."""
+    with HttpClient(5, environ={}) as made:
+        yield made
+
+
+def test_get(server: Server, client: HttpClient) -> None:
+    """An answer has its status, its header fields by lower-case name, and its whole body."""
+    response = client.request("GET", f"{server.url}/x")
+    assert (response.status, response.body) == (200, b"hello")
+    assert response.headers["content-length"] == "5"
+    assert response.url == f"{server.url}/x"
+    assert client.request("GET", f"{server.url}/missing").status == 404
+    assert client.request("GET", f"{server.url}/empty").body == b""
+    assert client.request("GET", f"{server.url}/chunked").body == b"hello"
+
+
+def test_request_header(server: Server, client: HttpClient) -> None:
+    """The server learns the program, the host, and the fields that were given."""
+    body = client.request("GET", f"{server.url}/echo?a=b", headers={"X-A": "b"}).body.decode()
+    lines = body.splitlines()
+    assert lines[0] == "GET /echo?a=b HTTP/1.1"
+    assert f"User-Agent: {httpclient.USER_AGENT}" in lines
+    assert f"Host: 127.0.0.1:{server.server_port}" in lines
+    assert "X-A: b" in lines
+
+
+def test_version() -> None:
+    """The User-Agent says the version of the package."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert f"narswarm/{project['project']['version']}" == httpclient.USER_AGENT
+
+
+def test_put(server: Server, client: HttpClient) -> None:
+    """A body is sent."""
+    response = client.request(
+        "PUT", f"{server.url}/x", body=b"abc" * 9999, headers={"Content-Type": "text/x"}
+    )
+    assert response.status == 201
+    assert response.body == b"abc" * 9999
+    assert response.headers["x-type"] == "text/x"
+
+
+def test_connections_are_kept(server: Server, client: HttpClient) -> None:
+    """Requests one after another use one connection, whatever they were answered with."""
+    for path in ("a", "missing", "chunked", "empty", "size/300000"):
+        client.request("GET", f"{server.url}/{path}")
+    assert len(server.handler.connections) == 1  # type: ignore[attr-defined]
+
+
+def test_threads(server: Server, client: HttpClient) -> None:
+    """Threads share the client, each with a connection of its own at a time."""
+    results: list[int] = []
+
+    def work() -> None:
+        for size in range(20):
+            results.append(len(client.request("GET", f"{server.url}/size/{size}").body) - size)  # noqa: PERF401
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [0] * 120
+    assert len(server.handler.connections) <= 6  # type: ignore[attr-defined]
+
+
+def test_no_idle_connections(server: Server) -> None:
+    """A client may be told to keep none."""
+    with HttpClient(5, max_idle=0, environ={}) as client:
+        for _ in range(3):
+            client.request("GET", f"{server.url}/a")
+    assert len(server.handler.connections) == 3  # type: ignore[attr-defined]
+
+
+def test_old_connections_are_not_used(server: Server) -> None:
+    """A connection that was unused for long is closed, since the server may be closing it."""
+    clock = Clock()
+    with HttpClient(5, environ={}, clock=clock) as client:
+        client.request("GET", f"{server.url}/a")
+        clock.now += httpclient.MAX_IDLE_AGE
+        client.request("GET", f"{server.url}/a")
+        assert len(server.handler.connections) == 1  # type: ignore[attr-defined]
+        clock.now += httpclient.MAX_IDLE_AGE + 1
+        client.request("GET", f"{server.url}/a")
+        assert len(server.handler.connections) == 2  # type: ignore[attr-defined]
+
+
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def test_stale_connection(client: HttpClient) -> None:
+    """A kept connection that the server closed meanwhile is replaced unseen."""
+    with scripted(answer(GOOD)) as url:
+        assert [client.request("GET", url).body for _ in range(4)] == [b"ok"] * 4
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_connection_closed_at_the_next_request(client: HttpClient, *, reset: bool) -> None:
+    """A kept connection that ends when it is used again costs one retry on a new one."""
+
+    def script(connection: socket.socket, number: int) -> None:
+        connection.sendall(GOOD)
+        if number == 0:
+            connection.recv(10 if reset else 65536)
+
+    with scripted(script) as url:
+        assert client.request("GET", url).body == b"ok"
+        assert client.request("GET", url).body == b"ok"
+
+
+def test_no_retry_of_post(client: HttpClient) -> None:
+    """A request that might do something twice is not repeated."""
+
+    def script(connection: socket.socket, _number: int) -> None:
+        connection.sendall(GOOD)
+        connection.recv(65536)
+
+    with scripted(script) as url:
+        assert client.request("POST", url, body=b"x").body == b"ok"
+        with pytest.raises(NetworkError) as error:
+            client.request("POST", url, body=b"x")
+        assert str(error.value) == f"{url}/: closed the connection without an answer"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "reason"),
+    [
+        ([], "closed the connection without an answer"),
+        ([b"SSH-2.0-x\r\n"], "did not answer in HTTP"),
+        ([b"HTTP/1.1 x\r\n\r\n"], "did not answer in HTTP"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort"], "ended after 5 of 9 bytes"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 101\r\n\r\n"], "is longer than 100 bytes"),
+        ([b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 101], "is longer than 100 bytes"),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n65\r\n", b"x" * 101],
+            "is longer than 100 bytes",
+        ),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nshort"],
+            "ended before its end",
+        ),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"],
+            "ended before its end",
+        ),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nx\r\n"],
+            "ended before its end",
+        ),
+        ([b"HTTP/1.1 200 OK\r\n", b"A: b\r\n" * 101, b"\r\n"], "did not answer in HTTP"),
+        ([b"HTTP/1.1 200 OK\r\nA: ", b"b" * 70000, b"\r\n\r\n"], "did not answer in HTTP"),
+        (
+            [b"HTTP/1.1 200 OK\r\n", (b"A: " + b"b" * 60000 + b"\r\n") * 6, b"\r\n"],
+            "has a header that is too long",
+        ),
+        ([b"HTTP/1.1 100 Continue\r\n\r\n" * 20000], "has a header that is too long"),
+    ],
+)
+def test_bad_answers(client: HttpClient, pieces: list[bytes], reason: str) -> None:
+    """An answer that breaks off, or is none, or goes beyond a limit, is an error with a reason."""
+    with scripted(answer(*pieces)) as url:
+        with pytest.raises(NetworkError) as error:
+            client.request("GET", f"{url}/a?secret", max_bytes=100)
+        assert str(error.value) == f"{url}/a: {reason}"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", b"x" * 100],
+        [b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 100],
+        [b"HTTP/1.0 200 OK\r\n\r\n", b"x" * 100],
+        [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 100],
+    ],
+)
+def test_largest_answer(client: HttpClient, pieces: list[bytes]) -> None:
+    """A body of exactly the limit is taken, with and without an announced length."""
+    with scripted(answer(*pieces)) as url:
+        assert client.request("GET", url, max_bytes=100).body == b"x" * 100
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"]
+)
+def test_silence(first: bytes) -> None:
+    """A server that falls silent is given up after the time-out."""
+    over = threading.Event()
+
+    def script(connection: socket.socket, _number: int) -> None:
+        connection.sendall(first)
+        over.wait(10)
+
+    with scripted(script) as url, HttpClient(0.05, environ={}) as client:
+        with pytest.raises(NetworkError) as error:
+            client.request("GET", url)
+        over.set()
+        assert str(error.value) == f"{url}/: timed out"
+
+
+@pytest.mark.parametrize(
+    ("first", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"A"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+)
+def test_drops(first: bytes, drop: bytes) -> None:
+    """A server that sends drop by drop is given up after the total time."""
+    over = threading.Event()
+
+    def script(connection: socket.socket, _number: int) -> None:
+        connection.sendall(first)
+        while not over.is_set():
+            connection.sendall(drop)
+
+    with scripted(script) as url, HttpClient(5, environ={}, clock=Clock(0.01)) as client:
+        with pytest.raises(NetworkError) as error:
+            client.request("GET", url, timeout=1, max_bytes=1 << 30)
+        over.set()
+        assert str(error.value) == f"{url}/: timed out"
+
+
+def test_redirects(server: Server, client: HttpClient) -> None:
+    """Redirects are followed, relative and absolute ones, and the answer says from where it is."""
+    response = client.request("GET", f"{server.url}/redirect//size/3")
+    assert (response.body, response.url) == (b"xxx", f"{server.url}/size/3")
+    with running(Server()) as other:
+        response = client.request("GET", f"{server.url}/redirect/{other.url}/echo")
+        assert f"Host: 127.0.0.1:{other.server_port}" in response.body.decode()
+
+
+def test_redirects_end(server: Server, client: HttpClient) -> None:
+    """A chain of five redirects is followed, a sixth one not, a loop neither."""
+    five = "/redirect/" * 5
+    assert client.request("GET", f"{server.url}{five}/size/3").body == b"xxx"
+    for path in (f"/redirect/{five}/size/3", "/loop"):
+        with pytest.raises(NetworkError) as error:
+            client.request("GET", f"{server.url}{path}")
+        assert str(error.value) == f"{server.url}{path}: redirects more than 5 times"
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x"])
+def test_redirect_to_other_schemes(server: Server, client: HttpClient, location: str) -> None:
+    """A redirect can't lead out of HTTP."""
+    with pytest.raises(NetworkError) as error:
+        client.request("GET", f"{server.url}/redirect/{location}")
+    assert str(error.value) == f"{location}: is not an http or https URL"
+
+
+def test_put_is_not_redirected(client: HttpClient) -> None:
+    """Redirects of other methods are answers."""
+    with scripted(answer(b"HTTP/1.1 307 X\r\nLocation: /\r\nContent-Length: 0\r\n\r\n")) as url:
+        assert client.request("PUT", url, body=b"x").status == 307
+
+
+def test_refused_connection(client: HttpClient) -> None:
+    """A server that isn't there says so."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(NetworkError) as error:
+        client.request("GET", url)
+    assert str(error.value) == f"{url}/: connection refused"
+
+
+def test_second_address(
+    server: Server, client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host of several addresses is reached at the first one that answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dead = listener.getsockname()[1]
+    addresses = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+        for port in (dead, server.server_port)
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: addresses)
+    assert client.request("GET", "http://a.invalid/x").body == b"hello"
+
+
+def test_unknown_host(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that the resolver doesn't know says so."""
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(NetworkError) as error:
+        client.request("GET", "http://a.invalid/x")
+    assert str(error.value) == "http://a.invalid/x: name or service not known"
+
+
+def test_bad_url(client: HttpClient) -> None:
+    """What can't be fetched is refused before anything is sent."""
+    with pytest.raises(NetworkError) as error:
+        client.request("GET", "file:///x")
+    assert str(error.value) == "file:///x: is not an http or https URL"
+
+
+def test_ipv6(client: HttpClient) -> None:
+    """An IPv6 address stands in brackets in the URL and in the Host field."""
+    with running(Server(socket.AF_INET6)) as server:
+        url = f"http://[::1]:{server.server_port}/echo"
+        response = client.request("GET", url)
+    assert f"Host: [::1]:{server.server_port}" in response.body.decode()
+    assert response.url == url
+
+
+def test_stream(server: Server, client: HttpClient) -> None:
+    """A stream gives its header at once and its body in pieces, without Keep-Alive."""
+    with client.stream(f"{server.url}/size/1000000") as stream:
+        assert (stream.status, stream.length) == (200, 1000000)
+        assert stream.headers["content-length"] == "1000000"
+        pieces = list(stream)
+    assert sum(map(len, pieces)) == 1000000
+    assert len(pieces) > 1
+    with client.stream(f"{server.url}/echo") as stream:
+        assert b"Connection: close" in b"".join(stream)
+    assert len(server.handler.connections) == 2  # type: ignore[attr-defined]
+
+
+def test_stream_on_kept_connection(server: Server, client: HttpClient) -> None:
+    """Streams may keep their connection, except after one that was left half-way."""
+    for _ in range(3):
+        with client.stream(f"{server.url}/size/300000", keep=True) as stream:
+            assert sum(map(len, stream)) == 300000
+    assert len(server.handler.connections) == 1  # type: ignore[attr-defined]
+    with client.stream(f"{server.url}/size/300000", keep=True) as stream:
+        next(iter(stream))
+    assert client.request("GET", f"{server.url}/size/3").body == b"xxx"
+    assert len(server.handler.connections) == 2  # type: ignore[attr-defined]
+
+
+def test_stream_without_length(client: HttpClient) -> None:
+    """A body without a length ends where the server closes, as `guix publish` sends NARs."""
+    with (
+        scripted(answer(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 920)) as url,
+        client.stream(url) as stream,
+    ):
+        assert stream.length is None
+        assert b"".join(stream) == b"x" * 920
+
+
+def test_stream_breaks_off(client: HttpClient) -> None:
+    """A stream that ends early gives what came and then raises."""
+    script = answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", b"x" * 40)
+    with scripted(script) as url, client.stream(url) as stream:
+        received: list[bytes] = []
+        with pytest.raises(NetworkError) as error:
+            received.extend(stream)
+    assert b"".join(received) == b"x" * 40
+    assert str(error.value) == f"{url}/: ended after 40 of 100 bytes"
+
+
+def test_stream_may_take_long() -> None:
+    """Bytes extend the time of a stream that has no deadline of its own, drops don't."""
+    size = 600 * httpclient.MIN_RATE
+    with (
+        scripted(answer(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * size)) as url,
+        HttpClient(5, 60, environ={}, clock=Clock(1)) as client,
+        client.stream(url) as stream,
+    ):
+        assert sum(map(len, stream)) == size
+    over = threading.Event()
+
+    def drip(connection: socket.socket, _number: int) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while not over.is_set():
+            connection.sendall(b"x")
+
+    with scripted(drip) as url, HttpClient(5, 60, environ={}, clock=Clock(20)) as client:
+        with pytest.raises(NetworkError) as error, client.stream(url) as stream:
+            list(stream)
+        over.set()
+        assert str(error.value) == f"{url}/: timed out"
+
+
+def test_proxy(server: Server) -> None:
+    """With a proxy for http, whole URLs go to it, with its credentials."""
+    environ = {"http_proxy": f"http://me:a%20b@127.0.0.1:{server.server_port}/"}
+    with HttpClient(5, environ=environ) as client:
+        body = client.request("GET", "http://a.invalid/echo?x").body.decode()
+    assert body.startswith("GET http://a.invalid/echo?x HTTP/1.1\n")
+    assert "Host: a.invalid\n" in body
+    assert "Proxy-Authorization: Basic bWU6YSBi\n" in body
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "host", "direct"),
+    [
+        ("", "127.0.0.1", False),
+        ("127.0.0.1", "127.0.0.1", True),
+        ("*", "127.0.0.1", True),
+        ("a.example, localhost", "localhost", True),
+        ("host", "localhost", False),
+        (".localhost", "localhost", True),
+    ],
+)
+def test_no_proxy(server: Server, no_proxy: str, host: str, *, direct: bool) -> None:
+    """Hosts and domains in no_proxy are reached directly."""
+    environ = {"http_proxy": f"127.0.0.1:{server.server_port}", "no_proxy": no_proxy}
+    url = f"http://{host}:{server.server_port}/echo"
+    with HttpClient(5, environ=environ) as client:
+        line = client.request("GET", url).body.partition(b"\n")[0].decode()
+    assert line == f"GET {'/echo' if direct else url} HTTP/1.1"
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of 127.0.0.1 with its key, its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "narswarm test")])
+    start = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(start)
+        .not_valid_after(start + dt.timedelta(days=3))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False
+        )
+        .add_extension(
+            x509.KeyUsage(
+                digital_signature=True,
+                key_cert_sign=True,
+                crl_sign=True,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def tls_server(certificate: Path) -> Iterator[Server]:
+    """The same server behind TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = Server()
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    with running(server) as started:
+        yield started
+
+
+def test_https(tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's authorities vouch for https servers; connections are kept there, too."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    url = f"https://127.0.0.1:{tls_server.server_port}"
+    with HttpClient(5, environ={}) as client:
+        for _ in range(3):
+            assert client.request("GET", f"{url}/size/200000").body == b"x" * 200000
+        with client.stream(f"{url}/size/300000") as stream:
+            assert sum(map(len, stream)) == 300000
+        assert len(tls_server.handler.connections) == 2  # type: ignore[attr-defined]
+        plain = f"http://127.0.0.1:{tls_server.server_port}/x"
+        with pytest.raises(NetworkError) as error:
+            client.request("GET", f"{url}/redirect/{plain}")
+        assert str(error.value) == f"{url}/redirect/{plain}: redirects from https to http"
+
+
+def test_https_by_redirect(
+    server: Server, tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A redirect may lead from http to https."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    target = f"https://127.0.0.1:{tls_server.server_port}/size/3"
+    with HttpClient(5, environ={}) as client:
+        assert client.request("GET", f"{server.url}/redirect/{target}").url == target
+
+
+def test_unknown_authority(tls_server: Server, client: HttpClient) -> None:
+    """A server whose certificate nobody vouches for is refused."""
+    url = f"https://127.0.0.1:{tls_server.server_port}/"
+    with pytest.raises(NetworkError) as error:
+        client.request("GET", url)
+    assert str(error.value).startswith(f"{url}: self")
+
+
+def test_wrong_host(
+    tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch, client: HttpClient
+) -> None:
+    """A certificate for another host is refused."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    url = f"https://localhost:{tls_server.server_port}/"
+    with pytest.raises(NetworkError) as error:
+        client.request("GET", url)
+    assert str(error.value) == (
+        f"{url}: hostname mismatch, certificate is not valid for 'localhost'."
+    )
+
+
+def test_tunnel(
+    server: Server, tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a proxy for https, requests go through a tunnel, which is kept."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    environ = {"HTTPS_PROXY": f"http://me:pw@127.0.0.1:{server.server_port}"}
+    with HttpClient(5, environ=environ) as client:
+        for _ in range(2):
+            url = f"https://127.0.0.1:{tls_server.server_port}/echo"
+            assert client.request("GET", url).body.startswith(b"GET /echo HTTP/1.1\n")
+    assert server.handler.connections == [  # type: ignore[attr-defined]
+        f"CONNECT 127.0.0.1:{tls_server.server_port} HTTP/1.1",
+        "Basic bWU6cHc=",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (b"HTTP/1.1 403 No\r\n\r\n", "is behind a proxy that answers 403"),
+        (b"nonsense\r\n\r\n", "is behind a proxy that answers nothing"),
+        (b"HTTP/1.1 200 OK\r\n", "is behind a proxy that gives no tunnel"),
+        (b"x" * 20000, "is behind a proxy that gives no tunnel"),
+    ],
+)
+def test_no_tunnel(reply: bytes, reason: str) -> None:
+    """A proxy that gives no tunnel is an error of the server behind it."""
+    with (
+        scripted(answer(reply)) as proxy,
+        HttpClient(5, environ={"https_proxy": proxy}) as client,
+        pytest.raises(NetworkError) as error,
+    ):
+        client.request("GET", "https://a.invalid/x")
+    assert str(error.value) == f"https://a.invalid/x: {reason}"
+
+
+def test_lazy_loading() -> None:
+    """Importing the module loads neither http.client nor ssl."""
+    code = (
+        "import sys, narswarm.httpclient; "
+        "sys.exit('ssl' in sys.modules or 'http.client' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
