@@ -35,6 +35,7 @@ CODE = ("narswarm", "mkmeta", "tracker", "seeder", "substituter")
 #: Directories of which each node has its own writable copy.
 WRITABLE = ("etc", "var", "gnu", "root", "home", "srv", "opt", "tmp", "run", "usr/local")
 
+# A private network, on which libtorrent leaves DHT nodes the identities they start with.
 NETWORK = "10.99.0"
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -111,10 +112,18 @@ class Service:
         except DeadlineError as error:
             raise CommandError(f"{error}:\n{self.tail()}") from None
 
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+    def send(self, number: signal.Signals, *, everywhere: bool = False) -> None:
+        """Send it a signal, with `everywhere` also to its descendants."""
         if self.alive():
-            os.kill(self.pid, number)
+            for pid in family(self.pid) if everywhere else [self.pid]:
+                os.kill(pid, number)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until it ends by itself."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise DeadlineError(f"{self.name}: still runs after {timeout:g} s") from None
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 15.0) -> None:
         """End it by a signal, and by SIGKILL when it takes longer than `timeout` seconds."""
@@ -297,6 +306,18 @@ class Node:
         tables = [Path(f"/proc/{self.pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
         rows = [row.split() for table in tables for row in table.splitlines()[1:]]
         return any(row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port for row in rows)
+
+    def limit(self, mbit: int | None) -> None:
+        """Limit what the node sends to `mbit` million bits a second, or no more."""
+        self.run(
+            "tc",
+            "qdisc",
+            "replace" if mbit else "del",
+            "dev",
+            "eth0",
+            "root",
+            *(f"tbf rate {mbit}mbit burst 64kb latency 50ms".split() if mbit else ()),
+        )
 
     def close(self) -> None:
         """End the node and everything in it, and delete its files."""
