@@ -76,6 +76,19 @@ def file_start(size: int, *, executable: bool) -> bytes:
     return _FILE_START[executable] + size.to_bytes(8, "little")
 
 
+def shown_path(prefix: bytes, path: bytes) -> str:
+    """Return a path for people: `prefix` and `path`, which may begin at a descriptor, as `./`.
+
+    A prefix ends in a slash.  Paths of more than 1,000 bytes lose their middle.
+    """
+    if prefix:
+        path = b"" if path == b"." else path.removeprefix(b"./")
+    whole = prefix + path
+    if len(whole) > 1000:
+        whole = whole[:500] + b"[...]" + whole[-500:]
+    return os.fsdecode(whole)
+
+
 def dump(path: PathLike, chunk_size: int = CHUNK) -> Iterator[bytes]:
     """Give the NAR of a file, directory or symbolic link in chunks, in constant memory.
 
@@ -134,7 +147,7 @@ def dump_size(path: PathLike) -> int:
             try:
                 found = os.stat(node.path, dir_fd=node.anchor, follow_symlinks=False)
             except OSError as error:
-                raise _unreadable(node.shown, error) from None
+                raise node.unreadable(error) from None
             length = found.st_size
             executable = bool(found.st_mode & stat.S_IXUSR)
             size += len(file_start(length, executable=executable)) + length
@@ -149,10 +162,11 @@ class _File(NamedTuple):
     anchor: int | None
     prefix: bytes
 
-    @property
-    def shown(self) -> bytes:
-        """The path for people."""
-        return self.prefix + self.path
+    def error(self, reason: str) -> NarError:
+        return NarError(shown_path(self.prefix, self.path), reason)
+
+    def unreadable(self, error: OSError) -> NotFoundError:
+        return _unreadable(self.prefix, self.path, error)
 
 
 class _Directory:
@@ -168,13 +182,13 @@ class _Directory:
         try:
             descriptor = os.open(path, flags, dir_fd=anchor)
         except OSError as error:
-            raise _unreadable(prefix + path, error) from None
+            raise _unreadable(prefix, path, error) from None
         try:
             with os.scandir(descriptor) as found:
                 entries = [(os.fsencode(entry.name), _kind(entry)) for entry in found]
         except OSError as error:
             os.close(descriptor)
-            raise _unreadable(prefix + path, error) from None
+            raise _unreadable(prefix, path, error) from None
         entries.sort()
         self.entries = iter(entries)
         if len(path) > MAX_PATH:
@@ -209,7 +223,7 @@ def _walk(root: bytes) -> Generator[bytes | _File, None, None]:
     try:
         kind = stat.S_IFMT(os.lstat(root).st_mode)
     except OSError as error:
-        raise _unreadable(root, error) from None
+        raise _unreadable(b"", root, error) from None
     yield MAGIC
     if kind != stat.S_IFDIR:
         yield _leaf(root, None, b"", kind)
@@ -223,7 +237,8 @@ def _walk(root: bytes) -> Generator[bytes | _File, None, None]:
                 path = directory.path + b"/" + name
                 if kind == stat.S_IFDIR:
                     if len(stack) >= MAX_DEPTH:
-                        raise _error(directory.prefix + path, f"deeper than {MAX_DEPTH} levels")
+                        shown = shown_path(directory.prefix, path)
+                        raise NarError(shown, f"is deeper than {MAX_DEPTH} levels")
                     stack.append(_Directory(path, directory.anchor, directory.prefix))
                     yield ENTRY + text(name) + NODE + DIRECTORY
                     break
@@ -246,9 +261,10 @@ def _leaf(path: bytes, anchor: int | None, prefix: bytes, kind: int) -> bytes | 
         try:
             target = os.readlink(path, dir_fd=anchor)
         except OSError as error:
-            raise _unreadable(prefix + path, error) from None
+            raise _unreadable(prefix, path, error) from None
         return SYMLINK + text(target) + CLOSE
-    raise _error(prefix + path, f"is a {_KINDS.get(kind, 'special file')}, which no NAR can hold")
+    reason = f"is a {_KINDS.get(kind, 'special file')}, which no NAR can hold"
+    raise NarError(shown_path(prefix, path), reason)
 
 
 _KINDS: Final = {
@@ -265,11 +281,11 @@ def _read(file: _File, chunk_size: int) -> Generator[bytes, None, None]:
     try:
         descriptor = os.open(file.path, flags, dir_fd=file.anchor)
     except OSError as error:
-        raise _unreadable(file.shown, error) from None
+        raise file.unreadable(error) from None
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise _error(file.shown, "became another kind of file while it was read")
+            raise file.error("became another kind of file while it was read")
         size = left = found.st_size
         yield file_start(size, executable=bool(found.st_mode & stat.S_IXUSR))
         probed = False
@@ -278,22 +294,18 @@ def _read(file: _File, chunk_size: int) -> Generator[bytes, None, None]:
             probed = left < chunk_size
             data = os.read(descriptor, left + 1 if probed else chunk_size)
             if not data:
-                raise _error(file.shown, "became shorter while it was read")
+                raise file.error("became shorter while it was read")
             left -= len(data)
             if left >= 0:
                 yield data
         if left < 0 or (not probed and os.read(descriptor, 1)):
-            raise _error(file.shown, "became longer while it was read")
+            raise file.error("became longer while it was read")
         yield FILE_END[size % 8]
     except OSError as error:
-        raise _unreadable(file.shown, error) from None
+        raise file.unreadable(error) from None
     finally:
         os.close(descriptor)
 
 
-def _error(path: bytes, reason: str) -> NarError:
-    return NarError(os.fsdecode(path), reason)
-
-
-def _unreadable(path: bytes, error: OSError) -> NotFoundError:
-    return NotFoundError(os.fsdecode(path), error.strerror or str(error))
+def _unreadable(prefix: bytes, path: bytes, error: OSError) -> NotFoundError:
+    return NotFoundError(shown_path(prefix, path), error.strerror or str(error))

@@ -144,7 +144,7 @@ class _Parser:
                 self._expect(NODE, "a node")
                 self._node(name)
             else:
-                self._expect(CLOSE, "an entry or the end of the directory")
+                self._expect(CLOSE, "an entry or the end of the directory", ENTRY)
                 self._sink.leave()
                 self._last.pop()
                 if self._last:
@@ -164,7 +164,8 @@ class _Parser:
             self._expect(CLOSE, "the end of the symbolic link")
             self._sink.symlink(name, target)
         else:
-            self._expect(DIRECTORY, "a regular file, symbolic link or directory")
+            what = "a regular file, symbolic link or directory"
+            self._expect(DIRECTORY, what, REGULAR, SYMLINK)
             if len(self._last) >= MAX_DEPTH:
                 self._fail(f"is deeper than {MAX_DEPTH} levels")
             self._sink.directory(name)
@@ -175,7 +176,7 @@ class _Parser:
 
     def _regular(self, name: bytes) -> None:
         executable = self._accept(EXECUTABLE)
-        self._expect(CONTENTS, "the contents of the file")
+        self._expect(CONTENTS, "the contents of the file", EXECUTABLE)
         size = left = self._number()
         if size > _MAX_FILE or (self._limit is not None and size > self._limit - self._offset()):
             self._fail(f"has a file of {size} bytes, more than it may have")
@@ -237,12 +238,12 @@ class _Parser:
             return True
         return False
 
-    def _expect(self, wanted: bytes, what: str) -> None:
-        """Pass over `wanted`, which must come next."""
+    def _expect(self, wanted: bytes, what: str, *others: bytes) -> None:
+        """Pass over `wanted`, which must come next, as none of `others` did."""
         if not self._accept(wanted):
-            rest = self._buffer[self._position : self._position + len(wanted)]
-            if wanted.startswith(rest):
-                self._truncated()
+            for option in (wanted, *others):
+                if option.startswith(self._buffer[self._position :][: len(option)]):
+                    self._truncated()
             self._fail(f"does not have {what} at byte {self._offset()}")
 
     def _fill(self, wanted: int) -> bool:

@@ -20,7 +20,7 @@ from typing import Final
 
 from narswarm import base32
 from narswarm.errors import AlreadyExistsError, NarswarmError
-from narswarm.nar import FILE_END, MAGIC, MAX_PATH, PathLike, file_start
+from narswarm.nar import FILE_END, MAGIC, MAX_PATH, PathLike, file_start, shown_path
 from narswarm.narparser import NarDigest, Sink, parse
 
 __all__ = ["Deduplicator", "NarDigest", "RestoreError", "delete", "restore", "scan"]
@@ -212,7 +212,7 @@ class _Place:
 
     def failure(self, path: bytes, error: OSError) -> RestoreError:
         """Return the error for people about `path`, which is relative to the anchor."""
-        return RestoreError(os.fsdecode(self.prefix + path), _reason(error))
+        return RestoreError(shown_path(self.prefix, path), _reason(error))
 
 
 class _Doomed(_Place):
