@@ -136,7 +136,7 @@ class Service:
 
     def peak_memory(self) -> int:
         """Largest resident size so far in bytes, of it and its children together."""
-        return sum(_high_water(pid) for pid in family(self.pid))
+        return sum(peak_memory(pid) for pid in family(self.pid))
 
 
 class Node:
@@ -397,7 +397,8 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def _high_water(pid: int) -> int:
+def peak_memory(pid: int) -> int:
+    """Largest resident size so far of one process, in bytes; 0 when it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
