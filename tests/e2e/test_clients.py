@@ -95,8 +95,13 @@ def test_stock_client(
     wait_for(f"{start.__name__} has it all", complete, 60)
     payload = client.read(f"{DOWNLOADS}/{torrent['name']}")
     assert len(payload) == torrent["length"]
-    # The tracker must know the client as a seeder before ours goes.
-    site.wait_published(ITEM, seeders=2)
+
+    def announced() -> bool:
+        answer = site.index(ITEM)
+        assert answer is not None
+        return any(peer.startswith(f"{client.address}:") for peer in answer["torrents"][0]["peers"])
+
+    wait_for(f"{start.__name__} at the tracker", announced)
     site.stop("seeder")
     b = fetcher(dht=False)
     b.build(ITEM)
