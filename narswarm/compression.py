@@ -204,8 +204,6 @@ def _frame(source: _Source, context: zstandard.ZstdDecompressor, start: bytes) -
         except zstandard.ZstdError:
             raise source.error("is damaged") from None
         parts.clear()
-    if not frame.eof:
-        raise source.error("is damaged")
 
 
 def _skip(source: _Source, size: int) -> None:
