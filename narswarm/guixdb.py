@@ -115,7 +115,8 @@ class GuixDb:
 
     def _query(self, query: str, values: tuple[object, ...]) -> list[_Row]:
         """Return all rows, by whichever way of opening the database works now."""
-        failure: NarswarmError = BusyError(self.path, "changes faster than it can be read")
+        changing = BusyError(self.path, "changes faster than it can be read")
+        failure: NarswarmError = changing
         for _ in range(_ATTEMPTS):
             before = self._state()
             try:
@@ -125,7 +126,8 @@ class GuixDb:
                 if _code(error) not in _UNSHARED:
                     raise failure from None
             if before.wal:
-                # Its newest rows are in a -wal that can't be read, or is about to be removed.
+                # Its newest rows are in the -wal; the daemon may be about to open or to remove it.
+                failure = NotFoundError(self.path, "has a -wal that this user can't read")
                 continue
             try:
                 rows = self._fetch("mode=ro&immutable=1", query, values)
@@ -134,6 +136,7 @@ class GuixDb:
             else:
                 if self._state() == before:
                     return rows
+                failure = changing
         raise failure
 
     def _fetch(self, how: str, query: str, values: tuple[object, ...]) -> list[_Row]:
