@@ -16,7 +16,7 @@ from .errors import InvalidInputError, NotFoundError, SettingsError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-type_names = {bool: "a boolean", int: "an integer", str: "a text"}
+TYPE_NAMES = {bool: "a boolean", int: "an integer", str: "a text"}
 
 INT_MAX = 2**31 - 1
 """libtorrent's integer settings are C ints; its binding wraps larger values without a word."""
@@ -54,8 +54,8 @@ def library() -> Any:
     except ImportError as error:
         raise NotFoundError(
             "libtorrent",
-            "the Python module is not installed (Debian and Guix call it python3-libtorrent and "
-            "libtorrent-rasterbar)",
+            "the Python module is not installed (Debian calls it python3-libtorrent, "
+            "Guix libtorrent-rasterbar)",
         ) from error
     return libtorrent
 
@@ -87,9 +87,9 @@ def check_settings(extra: Mapping[str, int | str | bool]) -> None:
                 f"libtorrent.{key}", f"libtorrent {lt.__version__} has no such setting"
             ) from None
         except TypeError:
-            raise SettingsError(f"libtorrent.{key}", f"is not {type_names[wanted]}") from None
+            raise SettingsError(f"libtorrent.{key}", f"is not {TYPE_NAMES[wanted]}") from None
         if isinstance(value, bool) is not (wanted is bool):
-            raise SettingsError(f"libtorrent.{key}", f"is not {type_names[wanted]}")
+            raise SettingsError(f"libtorrent.{key}", f"is not {TYPE_NAMES[wanted]}")
         if wanted is int and not -INT_MAX <= int(value) <= INT_MAX:
             raise SettingsError(f"libtorrent.{key}", f"is beyond {INT_MAX}")
 

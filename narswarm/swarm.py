@@ -5,8 +5,7 @@ Rules of libtorrent's Python binding that are kept here and in `narswarm.swarm_e
 by a crash or a hang:
 
 - alerts are popped by one thread only, and what they hold is copied before the next pop;
-- that thread blocks in `wait_for_alert`, never in a Python callback (`set_alert_notify` deadlocks
-  with the session's end);
+- that thread waits in a pipe, never in libtorrent;
 - a session doesn't survive `fork()`, so it is made when it is first used;
 - a torrent that is added paused and resumed as soon as it is checked connects at once, where one
   that is added running waits for the next turn of a loop of one second.

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a BitTorrent session says: libtorrent's alerts, turned into state that programs can ask.
 
-One thread reads all alerts of a session. It blocks in libtorrent's `wait_for_alert` with the
-interpreter unlocked, takes what an alert holds before the next batch frees it, and calls nothing
-that waits. `narswarm.swarm` is the other half: what a session is told.
+One thread reads all alerts of a session. It blocks in a pipe that libtorrent writes to, takes what
+an alert holds before the next batch frees it, and calls nothing that waits. Of the other ways to
+wait, `set_alert_notify` deadlocks with the session's end, and `wait_for_alert` of libtorrent 2.0
+returns an alert that moves in memory while it is looked at. `narswarm.swarm` is the other half:
+what a session is told.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
+import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -124,13 +129,21 @@ class EventReader:
         self._listen_hook = on_listening
         self._state_hook = on_state
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
+        reading, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        session.set_alert_fd(self._wake)
+        # libtorrent writes until the session's end, which is when its last user lets go of it.
+        weakref.finalize(session, _close, reading, self._wake).atexit = False
+        self._thread = threading.Thread(
+            target=self._run, args=(reading,), name="alerts", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread; must come before the session's end."""
         self._stopping = True
-        self._session.post_session_stats()  # its answer wakes the thread
+        with contextlib.suppress(BlockingIOError):  # full, so that it wakes anyway
+            os.write(self._wake, b"\0")
         self._thread.join(ANSWER)
         self._session = None
 
@@ -138,7 +151,7 @@ class EventReader:
         """Wait until READY is true, but not for ever; `news` is held."""
         return bool(self.news.wait_for(ready, ANSWER))
 
-    def _run(self) -> None:
+    def _run(self, wakes: int) -> None:
         session = self._session
         handlers: dict[str, Any] = {
             "alerts_dropped_alert": self._on_dropped,
@@ -159,8 +172,9 @@ class EventReader:
             "tracker_error_alert": self._on_tracker_error,
             "tracker_reply_alert": self._on_tracker_reply,
         }
-        while not self._stopping:
-            session.wait_for_alert(60_000)
+        stopping = False
+        while not stopping:
+            stopping = self._stopping  # and what was said until then is still read
             for alert in session.pop_alerts():
                 handler = handlers.get(type(alert).__name__)
                 if handler is not None:
@@ -168,6 +182,8 @@ class EventReader:
                         handler(alert)
                     except Exception:
                         log.exception("libtorrent's %s", type(alert).__name__)
+            if not stopping:
+                os.read(wakes, 4096)
 
     def _of(self, alert: Any) -> Torrent | None:
         return self.torrents.get(lt_compat.hash_text(alert.handle.info_hashes()))
@@ -291,7 +307,12 @@ class EventReader:
 
     def _on_tracker_error(self, alert: Any) -> None:
         tracker = self.trackers.get(alert.url) or TrackerStatus(alert.url)
-        message = alert.failure_reason or alert.error.message()
+        message = alert.failure_reason() or alert.error.message()
         self.trackers[tracker.url] = replace(
             tracker, errors=tracker.errors + 1, message=message, when=time.time()
         )
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The alert thread, fed with alerts that a test makes up."""
+
+from __future__ import annotations
+
+import logging
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from narswarm.swarm_events import EventReader, Torrent, TorrentStatus, TrackerStatus
+
+HASH = "ab" * 32
+
+
+class Session:
+    """A session that says what the test gives it."""
+
+    def __init__(self, *alerts: Any) -> None:
+        self.alerts = list(alerts)
+        self.descriptor = -1
+
+    def set_alert_fd(self, descriptor: int) -> None:
+        """Where libtorrent would write a byte for new alerts."""
+        self.descriptor = descriptor
+
+    def pop_alerts(self) -> list[Any]:
+        """All alerts since the last call."""
+        alerts, self.alerts = self.alerts, []
+        return alerts
+
+
+def alert(kind: str, **fields: Any) -> Any:
+    """An alert by the name of its class in libtorrent."""
+    hashes = SimpleNamespace(has_v2=lambda: True, v2=HASH, v1="cd" * 20)
+    fields.setdefault("handle", SimpleNamespace(info_hashes=lambda: hashes))
+    fields.setdefault("message", lambda: kind)
+    return type(kind, (SimpleNamespace,), {})(**fields)
+
+
+def error(text: str) -> Any:
+    """A libtorrent error code."""
+    return SimpleNamespace(message=lambda: text, value=lambda: 28)
+
+
+def read(*alerts: Any, torrent: Torrent | None = None) -> EventReader:
+    """A reader that has read ALERTS and ended."""
+    session = Session()
+    reader = EventReader(session, on_listening=lambda: None, on_state=lambda _: None)
+    if torrent is not None:
+        reader.torrents[HASH] = torrent
+    session.alerts = list(alerts)
+    reader.stop()
+    return reader
+
+
+def test_a_byte_in_the_pipe_wakes_the_thread() -> None:
+    """Libtorrent writes one when it has alerts; nothing else makes the thread look."""
+    session = Session()
+    reader = EventReader(session, on_listening=lambda: None, on_state=lambda _: None)
+    session.alerts = [alert("session_stats_alert", values={"dht.dht_nodes": 3})]
+    with reader.news:
+        os.write(session.descriptor, b"x")
+        assert reader.wait(lambda: reader.metrics_at == 1)
+    assert reader.metrics == {"dht.dht_nodes": 3}
+    reader.stop()
+
+
+def test_the_pipe_lives_as_long_as_the_session() -> None:
+    """Libtorrent writes until the session's end, and then the number may be another file's."""
+    session = Session()
+    EventReader(session, on_listening=lambda: None, on_state=lambda _: None).stop()
+    descriptor = session.descriptor
+    os.fstat(descriptor)
+    del session
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_tracker_results_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies and errors add up; a good reply takes the last error's message away."""
+    monkeypatch.setattr("time.time", lambda: 7.0)
+    url = "http://tracker/announce"
+    refused = alert(
+        "tracker_error_alert", url=url, failure_reason=lambda: "", error=error("refused")
+    )
+    closed = alert(
+        "tracker_error_alert", url=url, failure_reason=lambda: "closed", error=error("x")
+    )
+    good = alert("tracker_reply_alert", url=url)
+    assert read(refused).trackers == {url: TrackerStatus(url, 0, 1, "refused", 7.0)}
+    assert read(good, refused, closed).trackers == {url: TrackerStatus(url, 1, 2, "closed", 7.0)}
+    assert read(closed, good).trackers == {url: TrackerStatus(url, 1, 1, "", 7.0)}
+
+
+@pytest.mark.parametrize("kind", ["file_error_alert", "torrent_error_alert"])
+def test_a_seed_with_an_error_is_logged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for a seed, so that its error is kept in its state and in the log."""
+    torrent = Torrent(None, TorrentStatus(HASH, "x.nar.zst", "seeding"))
+    read(alert(kind, error=error("Input/output error")), torrent=torrent)
+    assert torrent.status == TorrentStatus(HASH, "x.nar.zst", "error", error="Input/output error")
+    assert caplog.messages == ["x.nar.zst: Input/output error"]
+
+
+def test_an_alert_that_can_t_be_handled_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """One broken alert doesn't end the thread that everybody waits for."""
+    with caplog.at_level(logging.ERROR):
+        reader = read(alert("tracker_reply_alert"), alert("listen_succeeded_alert"))
+    assert caplog.messages == ["libtorrent's tracker_reply_alert"]
+    assert reader.listening
+
+
+def test_alerts_of_unknown_torrents_are_passed_over() -> None:
+    """Alerts may come after a torrent was removed."""
+    kinds = ["torrent_checked_alert", "state_changed_alert", "piece_finished_alert"]
+    kinds += ["read_piece_alert", "file_error_alert", "anything_else_alert"]
+    reader = read(*(alert(kind) for kind in kinds))
+    assert reader.torrents == {}
+
+
+def test_lost_alerts_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Libtorrent drops alerts when its queue is full: somebody should know."""
+    read(alert("alerts_dropped_alert", message=lambda: "dropped alerts: piece_finished"))
+    assert caplog.messages == ["dropped alerts: piece_finished"]
+
+
+@pytest.mark.parametrize(
+    ("delete", "kind", "done"),
+    [
+        (False, "torrent_removed_alert", True),
+        (True, "torrent_removed_alert", False),
+        (True, "torrent_deleted_alert", True),
+        (True, "torrent_delete_failed_alert", True),
+    ],
+)
+def test_a_removal_is_over_when_the_files_are(kind: str, *, delete: bool, done: bool) -> None:
+    """With its files a torrent is removed when they are deleted, or can't be."""
+    session = Session()
+    reader = EventReader(session, on_listening=lambda: None, on_state=lambda _: None)
+    reader.removals[HASH] = delete
+    hashes = SimpleNamespace(has_v2=lambda: True, v2=HASH)
+    session.alerts = [alert(kind, info_hashes=hashes)]
+    reader.stop()
+    assert (HASH not in reader.removals) is done
