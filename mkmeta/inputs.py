@@ -53,13 +53,13 @@ def open_nar(path: str) -> Iterator[NarInput]:
     """
     if path == STDIN:
         # A file that is standard input has a size, which saves work; a pipe has none.
-        with _pipeline("standard input", _blocks(sys.stdin.buffer), _rest(sys.stdin.buffer)) as it:
-            yield it
+        with _written_nar("standard input", sys.stdin.fileno()) as given:
+            yield given
         return
     store_path = store_item(path)
     if store_path is None and is_nar_file(path):
-        with open_file(path) as file, _pipeline(path, _blocks(file), _rest(file)) as it:
-            yield it
+        with open_file(path) as file, _written_nar(path, file.fileno()) as given:
+            yield given
         return
     size = nar.dump_size(path)
     with closing(_sized(nar.dump(path, _READ), size, path)) as chunks:
@@ -100,26 +100,27 @@ def open_file(path: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Give what a file holds."""
-    while block := file.read(_READ):
+@contextmanager
+def _written_nar(label: str, descriptor: int) -> Iterator[NarInput]:
+    """Check what strangers may have written: that it is a NAR, and doesn't change."""
+    size = _rest(descriptor)
+    blocks = _blocks(descriptor)
+    with closing(_checked(blocks if size is None else _sized(blocks, size, label), label)) as it:
+        yield NarInput(label, it, size, None)
+
+
+def _blocks(descriptor: int) -> Iterator[bytes]:
+    """Give what a file holds, as it comes: a buffer that waits to be full is deaf to signals."""
+    while block := os.read(descriptor, _READ):
         yield block
 
 
-def _rest(file: BinaryIO) -> int | None:
+def _rest(descriptor: int) -> int | None:
     """Return how many bytes a regular file still has to give, None for a pipe."""
-    found = os.fstat(file.fileno())
+    found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         return None
-    return max(0, found.st_size - os.lseek(file.fileno(), 0, os.SEEK_CUR))
-
-
-@contextmanager
-def _pipeline(label: str, blocks: Iterator[bytes], size: int | None) -> Iterator[NarInput]:
-    """Check what strangers may have written: that it is a NAR, and doesn't change."""
-    sized = blocks if size is None else _sized(blocks, size, label)
-    with closing(_checked(sized, label)) as chunks:
-        yield NarInput(label, chunks, size, None)
+    return max(0, found.st_size - os.lseek(descriptor, 0, os.SEEK_CUR))
 
 
 def _sized(chunks: Iterator[bytes], size: int, label: str) -> Generator[bytes]:

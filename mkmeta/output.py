@@ -54,7 +54,7 @@ class Output:
             raise NotFoundError(self._directory, error.strerror or str(error)) from None
         path = Path(name)
         self._stack.callback(path.unlink, missing_ok=True)
-        file = self._stack.enter_context(open(descriptor, "wb"))
+        file = self._stack.enter_context(os.fdopen(descriptor, "wb"))
         self._temporary.append((file, path))
         return file
 
