@@ -234,7 +234,7 @@ def _error(status: HTTPStatus, text: str) -> Response:
 def _http_error(error: HTTPException) -> Response:
     """Errors of the protocol: no such path, no such method, too large."""
     status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
-    response = _error(status, f"{request.path}: {status.phrase.lower()}")
+    response = _error(status, f"{request.path}: {error.name.lower()}")
     for name, value in error.get_headers():
         if name == "Allow":
             response.headers[name] = value

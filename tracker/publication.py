@@ -93,11 +93,6 @@ def check(nar_hash: bytes, body: bytes, acl: Acl, nar_servers: Sequence[str]) ->
     )
 
 
-def encode(torrent: bytes, raw_narinfo: bytes) -> bytes:
-    """Make the body of a publication."""
-    return bencoding.encode({b"narinfo": raw_narinfo, b"torrent": torrent})
-
-
 def _describe(verdict: Verdict) -> str:
     if verdict is Verdict.UNAUTHORIZED_KEY:
         return "a signature by a key that is not authorised here"

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Publications for tests: NARs, torrents for them, and narinfos that vouch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from narswarm import bencoding, gcrypt, metainfo, narinfo, sexp
+from narswarm.acl import Acl, render
+from narswarm.gcrypt import KeyPair
+from narswarm.merkle import PieceHasher
+from narswarm.metainfo import Metainfo
+from narswarm.payload import file_name
+
+SERVER = "https://bordeaux.guix.gnu.org"
+
+
+class Item(NamedTuple):
+    """A store item that can be published."""
+
+    nar_hash: bytes
+    hash_part: str
+    narinfo: bytes
+    meta: Metainfo
+
+    @property
+    def body(self) -> bytes:
+        """What a publisher sends."""
+        return bencoding.encode({b"narinfo": self.narinfo, b"torrent": self.meta.encode()})
+
+
+MakeItem = Callable[..., Item]
+
+
+@pytest.fixture(scope="session", name="signer")
+def signer_fixture() -> KeyPair:
+    """The key of a substitute server."""
+    return gcrypt.generate_key()
+
+
+@pytest.fixture(scope="session", name="acl_text")
+def acl_text_fixture(signer: KeyPair) -> bytes:
+    """An ACL file which authorises that key."""
+    return render([sexp.parse(signer.public)])
+
+
+@pytest.fixture(scope="session", name="acl")
+def acl_fixture(acl_text: bytes) -> Acl:
+    """An ACL which authorises that key."""
+    return Acl.parse(acl_text)
+
+
+@pytest.fixture(scope="session", name="make_item")
+def make_item_fixture(signer: KeyPair) -> MakeItem:
+    """A maker of items: one number is one NAR, another payload is another claim about it."""
+
+    def make(
+        number: int = 1,
+        payload: bytes = b"payload",
+        *,
+        key: KeyPair = signer,
+        nar_size: int = 1000,
+        path: int | None = None,
+        urls: tuple[str, ...] = (f"{SERVER}/nar/zstd/x",),
+    ) -> Item:
+        nar_hash = hashlib.sha256(b"nar %d" % number).digest()
+        hash_part = f"{number if path is None else path:032}"
+        unsigned = narinfo.compose(f"/gnu/store/{hash_part}-item", nar_hash, nar_size, [])
+        signed = narinfo.sign(unsigned, key, "example.org")
+        sources = [narinfo.Source(url, "zstd", 9) for url in urls]
+        hasher = PieceHasher()
+        hasher.update(payload)
+        meta = metainfo.Metainfo.of(file_name(nar_hash), hasher.finish())
+        return Item(nar_hash, hash_part, narinfo.with_sources(signed, sources), meta)
+
+    return make

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The index of torrents, claims and narinfos."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from narswarm import gcrypt, sexp
+from narswarm.acl import Acl
+from narswarm.errors import MismatchError, SettingsError
+from narswarm.gcrypt import KeyPair
+from tracker.index import FILE_NAME, MAX_CLAIMS, MAX_TORRENTS, PROTECTED, Index, IndexFullError
+from tracker.publication import Publication, check
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    MakeItem = Callable[..., Any]
+    Publish = Callable[..., bool]
+
+NOW = 1_700_000_000
+SERVERS = ("https://bordeaux.guix.gnu.org",)
+
+
+def _publisher(number: int) -> bytes:
+    return number.to_bytes(32)
+
+
+@pytest.fixture(name="index")
+def index_fixture(tmp_path: Path) -> Iterator[Index]:
+    """An empty index."""
+    index = Index(tmp_path)
+    yield index
+    index.close()
+
+
+@pytest.fixture(name="publish")
+def publish_fixture(index: Index, acl: Acl) -> Publish:
+    """A publisher of items."""
+
+    def publish(item: Any, publisher: int = 1, now: int = NOW) -> bool:
+        checked = check(item.nar_hash, item.body, acl, SERVERS)
+        return index.publish(checked, _publisher(publisher), now)
+
+    return publish
+
+
+def _hashes(item: Any) -> list[bytes]:
+    return [item.meta.infohash_v2[:20], item.meta.infohash_v1]
+
+
+def test_empty(index: Index) -> None:
+    """What was never published isn't there."""
+    assert index.nar(bytes(32)) is None
+    assert index.metainfo(1) is None
+    assert index.narinfo("0" * 32, with_sources=False) is None
+    assert not index.is_listed(bytes(20))
+
+
+def test_publish(index: Index, publish: Publish, make_item: MakeItem) -> None:
+    """A publication brings NAR, torrent, both infohashes and narinfo."""
+    item = make_item()
+    assert publish(item)
+    found = index.nar(item.nar_hash)
+    assert found is not None
+    (torrent,) = found.torrents
+    assert found.nar_size == 1000
+    assert torrent[1:] == (
+        "nar.zst",
+        item.meta.name,
+        len(b"payload"),
+        65536,
+        item.meta.infohash_v1,
+        item.meta.infohash_v2,
+        1,
+    )
+    assert torrent.wire_hashes == _hashes(item)
+    assert index.metainfo(torrent.row) == item.meta.encode()
+    assert all(map(index.is_listed, _hashes(item)))
+    assert not index.is_listed(item.meta.infohash_v2[-20:])
+    assert index.narinfo(item.hash_part, with_sources=True) == item.narinfo
+
+
+def test_claims(index: Index, publish: Publish, make_item: MakeItem) -> None:
+    """A publisher counts once for a torrent, and saying it again is nothing new."""
+    item = make_item()
+    outcomes = [publish(item, publisher) for publisher in (1, 1, 2, 2, 1)]
+    assert outcomes == [True, False, True, False, False]
+    found = index.nar(item.nar_hash)
+    assert found is not None
+    assert [torrent.publishers for torrent in found.torrents] == [2]
+
+
+def test_claims_of_one_torrent_are_bounded(
+    index: Index, publish: Publish, make_item: MakeItem
+) -> None:
+    """Beyond a number, further publishers change nothing."""
+    item = make_item()
+    outcomes = [publish(item, publisher) for publisher in range(MAX_CLAIMS + 2)]
+    assert outcomes == [True] * MAX_CLAIMS + [False] * 2
+    found = index.nar(item.nar_hash)
+    assert found is not None
+    assert found.torrents[0].publishers == MAX_CLAIMS
+
+
+def _payloads(index: Index, item: Any) -> list[int]:
+    """The torrents of a NAR, best first, by the lengths of their payloads."""
+    found = index.nar(item.nar_hash)
+    return [torrent.length for torrent in found.torrents] if found else []
+
+
+def test_rank(index: Index, publish: Publish, make_item: MakeItem) -> None:
+    """More publishers come first, and among equals who came earlier."""
+    for length, publishers in ((1, 1), (2, 2), (3, 3), (4, 2), (5, 1)):
+        for publisher in range(publishers):
+            publish(make_item(payload=bytes(length)), publisher)
+    assert _payloads(index, make_item()) == [3, 2, 4, 1, 5]
+
+
+def test_flood_of_false_claims(index: Index, publish: Publish, make_item: MakeItem) -> None:
+    """It displaces neither what is well supported nor what is old, and a newcomer has its time."""
+    for publisher in range(3):
+        publish(make_item(payload=bytes(100)), publisher)
+    for length in range(1, MAX_TORRENTS):
+        publish(make_item(payload=bytes(length)), length)
+    assert _payloads(index, make_item()) == [100, *range(1, MAX_TORRENTS)]
+    newcomer = make_item(payload=bytes(200))
+    assert publish(newcomer, 50)
+    for length in range(300, 300 + MAX_TORRENTS - PROTECTED - 1):
+        publish(make_item(payload=bytes(length)), length)
+    lengths = _payloads(index, newcomer)
+    assert len(lengths) == MAX_TORRENTS
+    assert lengths[:PROTECTED] == [100, *range(1, PROTECTED)]
+    assert 200 in lengths
+    evicted = make_item(payload=bytes(PROTECTED))
+    assert PROTECTED not in lengths
+    assert not any(map(index.is_listed, _hashes(evicted)))
+    publish(newcomer, 51)
+    for length in range(400, 400 + MAX_TORRENTS):
+        publish(make_item(payload=bytes(length)), length)
+    assert _payloads(index, newcomer)[:2] == [100, 200]
+    assert all(map(index.is_listed, _hashes(newcomer)))
+
+
+def test_other_nars_are_not_touched(index: Index, publish: Publish, make_item: MakeItem) -> None:
+    """The bound is one for each NAR."""
+    publish(make_item(2))
+    for length in range(1, MAX_TORRENTS + 2):
+        publish(make_item(payload=bytes(length)))
+    assert _payloads(index, make_item(2)) == [7]
+
+
+def test_narinfo_with_sources_replaces_one_without(
+    index: Index, publish: Publish, make_item: MakeItem
+) -> None:
+    """The first narinfo stays, unless a later one says where to fetch."""
+    bare = make_item(urls=())
+    assert publish(bare)
+    assert index.narinfo(bare.hash_part, with_sources=False) == bare.narinfo
+    assert index.narinfo(bare.hash_part, with_sources=True) is None
+    full, other = make_item(), make_item(urls=("https://bordeaux.guix.gnu.org/other",))
+    assert [publish(full), publish(other), publish(bare)] == [True, False, False]
+    assert index.narinfo(bare.hash_part, with_sources=True) == full.narinfo
+
+
+def test_two_sizes_of_a_nar(publish: Publish, make_item: MakeItem) -> None:
+    """One NAR has one size, whoever signs another."""
+    publish(make_item())
+    other = make_item(nar_size=1001)
+    with pytest.raises(MismatchError) as caught:
+        publish(other)
+    assert str(caught.value) == (
+        f"/gnu/store/{other.hash_part}-item: has a NarSize other than 1000"
+    )
+
+
+def test_revoked_keys(tmp_path: Path, make_item: MakeItem, signer: KeyPair, acl: Acl) -> None:
+    """What only revoked keys vouch for is hidden, and comes back with them."""
+    other = gcrypt.generate_key()
+    keys = [sexp.parse(pair.public) for pair in (signer, other)]
+    both = Acl(keys)
+    first, second, again = make_item(1), make_item(2, key=other), make_item(1, key=other)
+    index = Index(tmp_path)
+    for item in (first, second):
+        index.publish(check(item.nar_hash, item.body, both, SERVERS), _publisher(1), NOW)
+
+    def visible() -> list[bool]:
+        states = [
+            {
+                index.nar(item.nar_hash) is not None,
+                index.narinfo(item.hash_part, with_sources=False) is not None,
+                *map(index.is_listed, _hashes(item)),
+            }
+            for item in (first, second)
+        ]
+        assert all(len(state) == 1 for state in states)
+        return [state.pop() for state in states]
+
+    def authorize(allowed: Acl) -> None:
+        index.authorize(lambda key: allowed.authorizes(sexp.parse(key)))
+
+    assert visible() == [True, True]
+    authorize(acl)
+    assert visible() == [True, False]
+    authorize(Acl())
+    assert visible() == [False, False]
+    index.close()
+    index = Index(tmp_path)
+    assert visible() == [False, False]
+    authorize(both)
+    assert visible() == [True, True]
+    index.publish(check(again.nar_hash, again.body, both, SERVERS), _publisher(1), NOW)
+    authorize(Acl(keys[1:]))
+    assert visible() == [True, True]
+    assert index.narinfo(first.hash_part, with_sources=True) == again.narinfo
+    index.close()
+
+
+def test_two_nars_of_one_item(index: Index, publish: Publish, make_item: MakeItem) -> None:
+    """Builds that differ have the same path; the oldest narinfo is mirrored, both are indexed."""
+    first, second = make_item(1, path=7), make_item(2, path=7)
+    assert [publish(second, now=NOW), publish(first, now=NOW + 1)] == [True, True]
+    assert index.narinfo(first.hash_part, with_sources=True) == second.narinfo
+    assert None not in [index.nar(item.nar_hash) for item in (first, second)]
+
+
+def test_reopened(tmp_path: Path, make_item: MakeItem, acl: Acl) -> None:
+    """An index is on disk, and so is what may be tracked."""
+    item = make_item()
+    index = Index(tmp_path)
+    index.publish(check(item.nar_hash, item.body, acl, SERVERS), _publisher(1), NOW)
+    before = index.nar(item.nar_hash)
+    index.close()
+    index = Index(tmp_path)
+    assert index.nar(item.nar_hash) == before
+    assert all(map(index.is_listed, _hashes(item)))
+    index.close()
+
+
+WRITER = """
+import pickle, sys
+from pathlib import Path
+from tracker.index import Index
+publications = pickle.load(sys.stdin.buffer)
+index = Index(Path(sys.argv[1]))
+for number, publication in enumerate(publications):
+    index.publish(publication, bytes(32), number)
+    print(number, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_killed_while_writing(tmp_path: Path, make_item: MakeItem, acl: Acl) -> None:
+    """What was said to be published is there after SIGKILL, and the database is sound."""
+    items = [make_item(number) for number in range(1, 201)]
+    checked: list[Publication] = [check(item.nar_hash, item.body, acl, SERVERS) for item in items]
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(pickle.dumps(checked))
+    process.stdin.flush()
+    for line in process.stdout:
+        if int(line) == 100:
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    done = 101 + sum(1 for _ in process.stdout)
+    process.wait()
+    process.stdout.close()
+    process.stdin.close()
+    index = Index(tmp_path)
+    found = [index.nar(item.nar_hash) is not None for item in items]
+    assert all(found[:done])
+    assert sum(found) <= done + 1
+    index.close()
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    connection.close()
+
+
+def test_full(tmp_path: Path, make_item: MakeItem, acl: Acl) -> None:
+    """An index that may not grow says so, keeps what it has, and can still be asked."""
+    index = Index(tmp_path, max_bytes=120 * 1024)
+    published: list[Any] = []
+
+    def publish_more() -> None:
+        for number in range(1, 500):
+            item = make_item(number)
+            index.publish(check(item.nar_hash, item.body, acl, SERVERS), _publisher(1), NOW)
+            published.append(item)
+
+    with pytest.raises(IndexFullError) as caught:
+        publish_more()
+    assert str(caught.value) == "index: is full"
+    assert len(published) > 5
+    assert all(index.nar(item.nar_hash) for item in published)
+    refused = make_item(len(published) + 1)
+    assert index.nar(refused.nar_hash) is None
+    assert not any(map(index.is_listed, _hashes(refused)))
+    assert not index.publish(
+        check(published[0].nar_hash, published[0].body, acl, SERVERS), _publisher(1), NOW
+    )
+    index.close()
+
+
+def test_not_a_database(tmp_path: Path) -> None:
+    """A file that is something else is left alone."""
+    path = tmp_path / FILE_NAME
+    path.write_bytes(b"x" * 4096)
+    with pytest.raises(SettingsError) as caught:
+        Index(tmp_path)
+    assert str(caught.value) == f"{path}: is not a usable index: file is not a database"
+    assert path.read_bytes() == b"x" * 4096
+
+
+def test_other_version(tmp_path: Path) -> None:
+    """An index of a later version isn't touched."""
+    Index(tmp_path).close()
+    path = tmp_path / FILE_NAME
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(SettingsError) as caught:
+        Index(tmp_path)
+    assert str(caught.value) == f"{path}: has version 2 instead of 1"
+
+
+def test_directory_that_is_a_file(tmp_path: Path) -> None:
+    """A directory that can't be one is said."""
+    path = tmp_path / "data"
+    path.write_bytes(b"")
+    with pytest.raises(SettingsError) as caught:
+        Index(path)
+    assert str(caught.value) == f"{path}: File exists"
