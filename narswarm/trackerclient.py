@@ -143,15 +143,16 @@ class TrackerIndex:
         response = self._get(url, MAX_ANSWER)
         return None if response is None else parse_entry(response.body, nar_hash, url)
 
-    def torrent(self, nar_hash: bytes) -> bytes | None:
-        """Ask for the best torrent of a NAR; nothing if none is known.
+    def torrent(self, nar_hash: bytes, infohash_v2: bytes | None = None) -> bytes | None:
+        """Ask for a torrent of a NAR, the best or a certain one; nothing if it isn't known.
 
         The bytes are as the tracker sent them: `narswarm.metainfo.decode` checks them.
 
         Raises:
             NetworkError: the tracker can't be reached, or its answer isn't one.
         """
-        response = self._get(f"{self._url(nar_hash)}.torrent", metainfo.MAX_BYTES)
+        choice = f"?infohash={infohash_v2.hex()}" if infohash_v2 else ""
+        response = self._get(f"{self._url(nar_hash)}.torrent{choice}", metainfo.MAX_BYTES)
         return None if response is None else response.body
 
     def publish(

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from narswarm import base32, httpsig
+from narswarm import base32, httpsig, narinfo
 from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
 from narswarm.gcrypt import GcryptMissingError
 from narswarm.httpsig import SignatureError
+from narswarm.narinfo import Source
 from tracker import publication
 from tracker.aclfile import AclFile
 from tracker.announcer import Announcer
@@ -152,7 +154,13 @@ class TrackerApp:
 
     def _torrent(self, nar_hash: str) -> Response:
         found = self._index.nar(base32.decode(nar_hash))
-        kept = self._index.metainfo(found.torrents[0].row) if found else None
+        wanted = request.args.get("infohash")
+        chosen = (
+            torrent.row
+            for torrent in (found.torrents if found else ())
+            if wanted in {None, torrent.infohash_v2.hex()}
+        )
+        kept = self._index.metainfo(next(chosen, 0))
         if kept is None:
             return _error(HTTPStatus.NOT_FOUND, f"{nar_hash}: is not in the index")
         return Response(
@@ -187,6 +195,8 @@ class TrackerApp:
 
     def _narinfo(self, hash_part: str, *, with_sources: bool = False) -> Response:
         raw = self._index.narinfo(hash_part, with_sources=with_sources)
+        if raw is None and with_sources:
+            raw = _for_guix(self._index.narinfo(hash_part, with_sources=False))
         if raw is None:
             return _error(HTTPStatus.NOT_FOUND, f"{hash_part}: has no narinfo here")
         return Response(raw, content_type="application/x-nix-narinfo;charset=utf-8")
@@ -210,6 +220,14 @@ def _peer(packed: bytes) -> str:
     if len(packed) == 6:
         return f"{inet_ntop(AF_INET, packed[:4])}:{port}"
     return f"[{inet_ntop(AF_INET6, packed[:16])}]:{port}"
+
+
+def _for_guix(raw: bytes | None) -> bytes | None:
+    """Give a narinfo without sources one that answers 404: stock Guix fails on one without URL."""
+    if raw is None:
+        return None
+    base_name = narinfo.parse(raw).store_path.rpartition("/")[2]
+    return narinfo.with_sources(raw, [Source(f"nar/{quote(base_name)}", "none")])
 
 
 def _cache_info() -> Response:

@@ -112,7 +112,11 @@ def test_torrent() -> None:
     """A torrent is handed on as it is, within its bound."""
     index, fake = _index(200, b"d4:infodee")
     assert index.torrent(NAR) == b"d4:infodee"
-    assert fake.asked == [("GET", f"{URL}.torrent", {}, b"", metainfo.MAX_BYTES)]
+    assert index.torrent(NAR, b"\xab" * 32) == b"d4:infodee"
+    suffixes = ("", f"?infohash={'ab' * 32}")
+    assert fake.asked == [
+        ("GET", f"{URL}.torrent{suffix}", {}, b"", metainfo.MAX_BYTES) for suffix in suffixes
+    ]
 
 
 def test_unknown() -> None:

@@ -16,7 +16,7 @@ from werkzeug.test import Client, TestResponse
 from narswarm import base32, bencoding, gcrypt, httpsig, narinfo
 from narswarm.errors import NarswarmError
 from narswarm.httpsig import PublisherKey
-from narswarm.metainfo import decode_outside
+from narswarm.metainfo import decode, decode_outside
 from tracker import app as app_module
 from tracker.aclfile import AclFile
 from tracker.announcer import Announcer
@@ -231,6 +231,19 @@ def test_torrent(
     assert decode_outside(response.data, "x").trackers == ((announce,) if announce else ())
 
 
+def test_a_certain_torrent(site: Site, make_item: MakeItem) -> None:
+    """With an infohash that very torrent of the NAR comes, or none."""
+    best, other = make_item(), make_item(payload=b"other")
+    for item in (best, other):
+        site.put(item)
+    path = f"/v1/nar/{base32.encode(best.nar_hash)}.torrent?infohash="
+    for item in (best, other):
+        data = site.client.get(path + item.meta.infohash_v2.hex()).data
+        assert decode(data, "x") == item.meta
+    assert site.client.get(path + "00" * 32).status_code == 404
+    assert site.client.get(path).status_code == 404
+
+
 def test_with_announce(make_item: MakeItem) -> None:
     """Inserting the tracker gives what encoding with it would."""
     meta = make_item().meta
@@ -240,7 +253,7 @@ def test_with_announce(make_item: MakeItem) -> None:
 
 
 def test_narinfos(site: Site, make_item: MakeItem) -> None:
-    """Stock Guix gets narinfos only with a place to fetch the NAR; ours get them all."""
+    """Stock Guix gets narinfos with at least one URL, without which it fails; ours as they are."""
     full, bare = make_item(1), make_item(2, urls=("nar/relative",))
     for item in (full, bare):
         site.put(item)
@@ -251,7 +264,12 @@ def test_narinfos(site: Site, make_item: MakeItem) -> None:
 
     assert get("", full) == (200, full.narinfo)
     assert get("/v1/narinfo", full) == (200, full.narinfo)
-    assert get("", bare) == (404, f"{bare.hash_part}: has no narinfo here\n".encode())
+    placeholder = narinfo.Source(f"nar/{bare.hash_part}-item", "none")
+    assert get("", bare) == (200, narinfo.with_sources(bare.narinfo, [placeholder]))
+    assert site.client.get(f"/{placeholder.url}").status_code == 404
+    assert site.client.get(f"/{'0' * 32}.narinfo").data == (
+        f"{'0' * 32}: has no narinfo here\n".encode()
+    )
     assert get("/v1/narinfo", bare) == (200, narinfo.with_sources(bare.narinfo, []))
     content_type = site.client.get(f"/{full.hash_part}.narinfo").content_type
     assert content_type == "application/x-nix-narinfo;charset=utf-8"
