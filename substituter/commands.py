@@ -98,7 +98,7 @@ def _base(source: str) -> str:
 
 def _read(source: str) -> bytes:
     if urlsplit(source).scheme in ("http", "https"):
-        client = HttpClient(timeout=_TIMEOUT)
+        client = HttpClient(_TIMEOUT)
         response = client.request("GET", source, max_bytes=narinfo.MAX_BYTES)
         if response.status != 200:
             raise NotFoundError(source, f"the server answered {response.status}")

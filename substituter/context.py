@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from narswarm.acl import Acl
-from narswarm.errors import SettingsError
+from narswarm.errors import NarswarmError, SettingsError
 from narswarm.httpclient import HttpClient
 from narswarm.narinfo import Narinfo
 from narswarm.narinfos import NarinfoCache, NarinfoLookup
@@ -21,7 +20,7 @@ from substituter.settings import SubstituterSettings
 from substituter.torrents import Torrents
 
 _DISCOVERED = Path("/var/guix/discover/publish")
-_CONNECT_TIMEOUT = 10.0
+_READ_TIMEOUT = 10.0
 _WORKERS = 16
 
 
@@ -47,7 +46,7 @@ class Context:
         self.environ = environ
         self.warn = warn
         self.options = options.parse(environ.get("_NIX_OPTIONS", ""), _discovered())
-        self.client = HttpClient(timeout=_CONNECT_TIMEOUT)
+        self.client = HttpClient(_READ_TIMEOUT)
         self.executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="lookup")
         self._cache = NarinfoCache(settings.state / "narinfo")
         self.indexes = [
@@ -55,36 +54,54 @@ class Context:
         ]
         self.torrents = Torrents(settings.state / "torrents", self.indexes, self.executor)
         self._warned: set[str] = set()
+        self._acl = b""
         self.reload_acl()
 
+    def close(self) -> None:
+        """Let go of threads and connections; a helper that is killed needs no such thing."""
+        self.executor.shutdown(cancel_futures=True)
+        self.client.close()
+
     def reload_acl(self) -> None:
-        """Read the ACL anew, as Guix does before each substitution."""
-        self.acl = Acl.load(self.settings.acl)
-        self._servers = self._lookup(self.options.urls)
-        self._mirrors = self._lookup([index.base_url for index in self.indexes])
+        """Read the ACL anew, as Guix does before each substitution.
+
+        Raises:
+            NarswarmError: it is missing or malformed.
+        """
+        acl = Acl.load(self.settings.acl)
+        text = self.settings.acl.read_bytes()
+        # A new look-up would forget which servers are down.
+        if text != self._acl:
+            self._acl = text
+            self._servers = NarinfoLookup(self.client, self.options.urls, acl, self._cache)
+            mirrors = [index.narinfo_url for index in self.indexes]
+            self._mirrors = NarinfoLookup(self.client, mirrors, acl, self._cache)
 
     def narinfos(self, paths: Iterable[str], timeout: float) -> dict[str, Narinfo]:
         """Authorised narinfos: from the substitute servers, else as trackers mirror them."""
         wanted = list(paths)
         deadline = time.monotonic() + timeout
-        found = self._servers.find(wanted, deadline=deadline)
+        found = self._servers.find(wanted, timeout, self.warn_once)
         missing = [path for path in wanted if path not in found]
         if missing and self.indexes:
-            found |= self._mirrors.find(missing, deadline=deadline)
+            # What servers that hang have used up isn't taken from the trackers.
+            left = max(deadline - time.monotonic(), timeout / 2)
+            found |= self._mirrors.find(missing, left, self.warn_once)
         return found
 
     def equivalents(self, narinfo: Narinfo, timeout: float) -> list[Narinfo]:
         """What the other servers say of the same NAR, in the order of the servers."""
-        deadline = time.monotonic() + timeout
-        path = narinfo.store_path
-        answers = self.executor.map(
-            lambda url: self._lookup([url]).find([path], deadline=deadline), self.options.urls
-        )
-        same = [found[path] for found in answers if path in found]
+
+        def ask(server: str) -> Narinfo | None:
+            try:
+                return self._servers.ask(server, narinfo.store_path, timeout)
+            except NarswarmError:
+                return None
+
         return [
             other
-            for other in same
-            if (other.nar_hash, other.nar_size) == (narinfo.nar_hash, narinfo.nar_size)
+            for other in self.executor.map(ask, self._servers.servers)
+            if other and (other.nar_hash, other.nar_size) == (narinfo.nar_hash, narinfo.nar_size)
         ]
 
     def warn_once(self, message: str) -> None:
@@ -92,16 +109,6 @@ class Context:
         if message not in self._warned:
             self._warned.add(message)
             self.warn(message)
-
-    def _lookup(self, servers: Iterable[str]) -> NarinfoLookup:
-        return NarinfoLookup(
-            self.client,
-            tuple(servers),
-            self.acl,
-            self._cache,
-            clock=time.time,
-            warn=self.warn_once,
-        )
 
 
 def tracker_base(announce: str) -> str:
@@ -122,8 +129,3 @@ def _discovered() -> list[str]:
             return [line.strip() for line in file][: options.MAX_DISCOVERED]
     except (OSError, UnicodeDecodeError):
         return []
-
-
-def exit_now(code: int = 0) -> None:
-    """End without waiting for threads and sessions: guix-daemon kills helpers anyway."""
-    os._exit(code)

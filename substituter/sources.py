@@ -11,6 +11,7 @@ from typing import Protocol
 from narswarm import compression, narinfo
 from narswarm.errors import NetworkError
 from narswarm.httpclient import HttpClient
+from narswarm.payload import Kind
 from narswarm.swarm import Download, Progress, Swarm
 from substituter.nargate import exactly
 from substituter.report import Report
@@ -18,9 +19,6 @@ from substituter.torrents import Candidate
 
 _PREFERENCE = {"zstd": 0, "gzip": 1, "lzip": 2, "none": 3}
 """Compressions in the order in which they usually restore fastest over the net."""
-
-STALL = 30.0
-"""Seconds without a byte after which a server is given up."""
 
 
 class NarSource(Protocol):
@@ -96,7 +94,9 @@ class SwarmSource:
                 lambda: _done(download),
             )
             chunks = download.chunks(stall=self._patience)
-            yield compression.decompress(chunks, "zstd", limit=self._nar_size)
+            yield compression.decompress(
+                chunks, "zstd" if self.candidate.kind is Kind.ZSTD else "none", limit=self._nar_size
+            )
         finally:
             download.cancel(keep=False)
 
@@ -127,8 +127,9 @@ class HttpSource:
                 done += len(chunk)
                 yield chunk
 
-        # `guix publish` ends a NAR of unknown length only by closing the connection.
-        with self._client.stream(url, headers={"Connection": "close"}, timeout=STALL) as response:
+        with self._client.stream(url) as response:
+            if response.status != 200:
+                raise NetworkError(url, f"the server answered {response.status}")
             size = response.length or self._source.file_size
             if size is None and kind == "none":
                 size = self._nar_size

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from narswarm import base32, metainfo
 from narswarm.errors import NarswarmError
 from narswarm.files import write_atomically
+from narswarm.payload import Kind
 from narswarm.trackerclient import TrackerIndex
 
 MAX_PEERS = 50
@@ -31,12 +32,14 @@ class Candidate(NamedTuple):
         torrent: its metainfo, bencoded.
         infohash: the hexadecimal v2 infohash.
         length: bytes of its payload.
+        kind: what its payload is.
         peers: addresses that a tracker named.
     """
 
     torrent: bytes
     infohash: str
     length: int
+    kind: Kind
     peers: tuple[tuple[str, int], ...] = ()
 
 
@@ -123,12 +126,14 @@ class Torrents:
                     continue
                 data = answer
             try:
-                candidate = self._check(data, nar_hash, nar_size, tracker.base_url)
+                candidate = self._check(data, nar_hash, nar_size, tracker.announce_url)
             except NarswarmError:
                 continue
             if candidate.infohash != infohash:
                 continue
-            candidate = candidate._replace(peers=tuple(listed.peers[:MAX_PEERS]))
+            candidate = candidate._replace(
+                peers=tuple((peer.address, peer.port) for peer in listed.peers[:MAX_PEERS])
+            )
             self._keep(file, data)
             if candidate.peers:
                 self._keep(file.with_suffix(".peers"), json.dumps(candidate.peers).encode())
@@ -138,7 +143,7 @@ class Torrents:
     def _check(self, data: bytes, nar_hash: bytes, nar_size: int, source: str) -> Candidate:
         meta = metainfo.decode(data, source)
         metainfo.require_for(meta, nar_hash, nar_size)
-        return Candidate(data, meta.infohash_v2.hex(), meta.length)
+        return Candidate(data, meta.infohash_v2.hex(), meta.length, meta.kind)
 
     def _path(self, nar_hash: bytes, infohash: str, suffix: str) -> Path:
         return self._directory / base32.encode(nar_hash) / f"{infohash}.{suffix}"
