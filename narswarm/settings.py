@@ -350,7 +350,7 @@ def _toml(value: object, kind: _Kind) -> str:
         return f"{{ {pairs} }}" if pairs else "{}"
     text = str(value)
     escaped = "".join(
-        f"\\{c}" if c in '"\\' else c if c.isprintable() else f"\\u{ord(c):04x}" for c in text
+        f"\\{c}" if c in '"\\' else c if c.isprintable() else f"\\U{ord(c):08x}" for c in text
     )
     return f'"{escaped}"'
 
