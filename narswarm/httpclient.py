@@ -28,6 +28,7 @@ from narswarm.httpwire import (
     Connection,
     Deadline,
     Target,
+    UnreachableError,
     Wire,
     dial,
     reasons,
@@ -142,9 +143,9 @@ class HttpClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections that wait for further requests."""
+        """Close the connections that wait for further requests, and keep none from now on."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle, self._idle, self._max_idle = self._idle, [], 0
         for connection in idle:
             connection.close()
 
@@ -169,6 +170,7 @@ class HttpClient:
             timeout: seconds for everything together.
 
         Raises:
+            UnreachableError: the server can't be connected to.
             NetworkError: there is no complete answer in that time and size.
         """
         deadline = self._deadline(timeout)
@@ -280,7 +282,8 @@ class HttpClient:
             except BaseException:
                 kept.close()
                 raise
-        connection = Connection(key, self._connect(target, proxy, deadline))
+        with reasons(target.name, UnreachableError):
+            connection = Connection(key, self._connect(target, proxy, deadline))
         try:
             return connection, connection.send(method, target, headers, body, deadline)
         except BaseException:

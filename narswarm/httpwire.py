@@ -31,6 +31,8 @@ MAX_TUNNEL_HEADER: Final = 16 << 10
 
 PORTS: Final = {"http": 80, "https": 443}
 
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+
 BLOCK: Final = 128 << 10
 """Bytes that are read at once."""
 
@@ -107,6 +109,10 @@ class Wire:
         """Send everything or raise."""
         self.sock.settimeout(self.deadline.left())
         self.sock.sendall(data)
+        if _QUICKACK is not None:
+            # Many servers send the header and the body in two writes under Nagle's algorithm. The
+            # second waits for an acknowledgement of the first, which would come after 40 ms.
+            self.sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """Give `http.client` what it reads the answer from."""
@@ -144,6 +150,10 @@ class _Reader(io.RawIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+class UnreachableError(NetworkError):
+    """No connection to the server can be made, so that further requests would fail as well."""
 
 
 class MalformedError(Exception):
@@ -290,25 +300,25 @@ def split(url: str, *, credentials: bool = False) -> Target:
 
 
 @contextmanager
-def reasons(url: str) -> Iterator[None]:
+def reasons(url: str, kind: type[NetworkError] = NetworkError) -> Iterator[None]:
     """Turn whatever goes wrong with a server into one error with a plain reason."""
     try:
         yield
     except NetworkError:
         raise
     except TimeoutError as error:
-        raise NetworkError(url, "timed out") from error
+        raise kind(url, "timed out") from error
     except EOFError as error:
-        raise NetworkError(url, "closed the connection without an answer") from error
+        raise kind(url, "closed the connection without an answer") from error
     except (OSError, MalformedError) as error:
         reason = str(getattr(error, "verify_message", "") or getattr(error, "strerror", "") or "")
         reason = reason or str(error) or "failed"
-        raise NetworkError(url, reason[0].lower() + reason[1:]) from error
+        raise kind(url, reason[0].lower() + reason[1:]) from error
     except Exception as error:
         from http.client import HTTPException, IncompleteRead  # noqa: PLC0415
 
         if isinstance(error, IncompleteRead):
-            raise NetworkError(url, "ended before its end") from error
+            raise kind(url, "ended before its end") from error
         if isinstance(error, HTTPException | ValueError):
-            raise NetworkError(url, "did not answer in HTTP") from error
+            raise kind(url, "did not answer in HTTP") from error
         raise

@@ -267,6 +267,16 @@ def test_no_idle_connections(server: Server) -> None:
     assert len(server.handler.connections) == 3  # type: ignore[attr-defined]
 
 
+def test_closed_client(server: Server) -> None:
+    """A request that ends after the client was closed leaves no connection behind."""
+    with HttpClient(5, environ={}) as client:
+        with client.stream(f"{server.url}/size/9", keep=True) as stream:
+            client.close()
+            assert b"".join(stream) == b"x" * 9
+        client.request("GET", f"{server.url}/a")
+    assert len(server.handler.connections) == 2  # type: ignore[attr-defined]
+
+
 def test_old_connections_are_not_used(server: Server) -> None:
     """A connection that was unused for long is closed, since the server may be closing it."""
     clock = Clock()
@@ -308,7 +318,9 @@ def test_no_retry_of_post(client: HttpClient) -> None:
 
     def script(connection: socket.socket, _number: int) -> None:
         connection.sendall(GOOD)
-        connection.recv(65536)
+        received = b""
+        while b"POST" not in received and (more := connection.recv(65536)):
+            received += more
 
     with scripted(script) as url:
         assert client.request("POST", url, body=b"x").body == b"ok"
@@ -409,7 +421,7 @@ def test_drops(first: bytes, drop: bytes) -> None:
         while not over.is_set():
             connection.sendall(drop)
 
-    with scripted(script) as url, HttpClient(5, environ={}, clock=Clock(0.01)) as client:
+    with scripted(script) as url, HttpClient(5, environ={}, clock=Clock(0.1)) as client:
         with pytest.raises(NetworkError) as error:
             client.request("GET", url, timeout=1, max_bytes=1 << 30)
         over.set()

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Looking narinfos up on substitute servers.
+
+Several servers may have an item, and each may be slow, down, or lie. An answer is a narinfo that
+an authorised key signed for exactly the path in question; whatever else a server says is as if it
+had said nothing. The servers have an order: a later one is asked when all before it have said no,
+or when they take long, and of several answers the first in that order counts. The whole takes no
+longer than it may: guix-daemon waits for it, and without any time-out of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from narswarm import narinfo, storepath
+from narswarm.errors import InvalidInputError, NetworkError
+from narswarm.httpwire import UnreachableError
+from narswarm.narinfo import Narinfo, Verdict
+from narswarm.narinfocache import NarinfoCache
+
+if TYPE_CHECKING:
+    from narswarm.acl import Acl
+    from narswarm.httpclient import HttpClient
+
+__all__ = ["NarinfoCache", "NarinfoLookup"]
+
+TTL: Final = 36 * 3600
+"""Seconds that a narinfo is fresh if its server doesn't say; this and the next are Guix's."""
+
+MISS_TTL: Final = 120
+"""Seconds that a server isn't asked again for what it doesn't have."""
+
+ERROR_TTL: Final = 60
+"""Seconds that a server isn't asked again for an item of which it said nonsense."""
+
+MAX_TTL: Final = 30 * 86400
+MAX_MISS_TTL: Final = 3600
+
+BREAK: Final = 10.0
+"""Seconds that a server which can't be reached is left alone."""
+
+MAX_FAILURES: Final = 3
+"""Answers in a row that a server may break off until it is left alone, too."""
+
+SILENCE: Final = 2.0
+"""Seconds in which a server that is well answers at least one of several requests."""
+
+HEDGE: Final = 0.3
+"""Seconds until a server is asked although the one before it has not answered."""
+
+_MAX_AGE = re.compile(r"(?:^|[\s,])max-age=([0-9]{1,9})(?![0-9])")
+_MISSES = frozenset({202, 404, 410})
+
+
+class NarinfoLookup:
+    """Finds authorised narinfos; one instance serves a whole process.
+
+    Args:
+        client: makes the requests.
+        servers: URLs of substitute servers, best first.
+        acl: whose signatures count.
+        cache: where answers are kept, None for nowhere.
+        clock: seconds since 1970.
+        workers: number of requests that each server gets at a time.
+        hedge: seconds until the next server is asked, too.
+    """
+
+    def __init__(
+        self,
+        client: HttpClient,
+        servers: Sequence[str],
+        acl: Acl,
+        cache: NarinfoCache | None = None,
+        clock: Callable[[], float] = time.time,
+        workers: int = 16,
+        hedge: float = HEDGE,
+    ) -> None:
+        self.servers = tuple(dict.fromkeys(server.rstrip("/") for server in servers))
+        self.workers = workers
+        self.hedge = hedge
+        self._client = client
+        self._acl = acl
+        self._cache = cache
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._down: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
+        self._waiting: dict[str, float] = {}
+        self._warned: set[str] = set()
+        self._warnings: list[str] = []
+
+    def find(
+        self,
+        paths: Iterable[str],
+        timeout: float = 10.0,
+        warn: Callable[[str], None] | None = None,
+    ) -> dict[str, Narinfo]:
+        """Look up several store paths at once.
+
+        Args:
+            paths: absolute paths. What isn't a store path is not found.
+            timeout: seconds after which it returns what it has.
+            warn: is given a line about each server that can't be reached, once.
+
+        Returns:
+            The authorised narinfos, by path, in the order of `paths`.
+
+        Raises:
+            GcryptMissingError: no libgcrypt here, so that no signature can be checked.
+        """
+        found: dict[str, Narinfo | None] = {}
+        asked: list[tuple[str, int]] = []
+        for path in dict.fromkeys(paths):
+            if not _is_store_path(path):
+                continue
+            found[path], rank = self._from_cache(path)
+            if found[path] is None and rank < len(self.servers):
+                asked.append((path, rank))
+        if asked:
+            found |= _Search(self, asked).run(timeout)
+        if self._cache is not None:
+            self._cache.prune_if_due(self._clock())
+        with self._lock:
+            warnings, self._warnings = self._warnings, []
+        if warn is not None:
+            for warning in warnings:
+                warn(warning)
+        return {path: answer for path, answer in found.items() if answer is not None}
+
+    def find_one(
+        self, path: str, timeout: float = 10.0, warn: Callable[[str], None] | None = None
+    ) -> Narinfo | None:
+        """Look up one store path; see `find`."""
+        return self.find([path], timeout, warn).get(path)
+
+    def ask(self, server: str, path: str, timeout: float) -> Narinfo | None:
+        """Give what one server has for a path, from the cache if that is fresh.
+
+        Raises:
+            NetworkError: the server can't be asked.
+        """
+        hash_part = _hash_part(path)
+        now = self._clock()
+        cached = self._cache.get(server, hash_part, now) if self._cache else None
+        if cached is not None and cached.fresh:
+            return self._judge(cached.raw, server, path)
+        with self._lock:
+            self._waiting.setdefault(server, now)
+        url = f"{server}/{hash_part}.narinfo"
+        response = self._client.request(
+            "GET", url, max_bytes=narinfo.MAX_BYTES, timeout=max(timeout, 0.001)
+        )
+        age = _MAX_AGE.search(response.headers.get("cache-control", "").lower())
+        raw, ttl = None, float(ERROR_TTL)
+        if response.status == 200 and _names(response.body, path):
+            raw = response.body
+            ttl = min(int(age[1]), MAX_TTL) if age else TTL
+        elif response.status in _MISSES:
+            ttl = min(max(int(age[1]), MISS_TTL), MAX_MISS_TTL) if age else MISS_TTL
+        if self._cache is not None:
+            self._cache.put(server, hash_part, raw, now, ttl)
+        return self._judge(raw, server, path)
+
+    def stale(self, path: str) -> Narinfo | None:
+        """Give an authorised narinfo of which the time is over: a signature has no end."""
+        for server in self.servers:
+            cached = self._cache and self._cache.get(server, _hash_part(path), self._clock())
+            answer = self._judge(cached.raw, server, path) if cached else None
+            if answer is not None:
+                return answer
+        return None
+
+    def is_down(self, server: str) -> bool:
+        """Whether a server is left alone for now, or has not answered anything for some time."""
+        with self._lock:
+            if self._is_silent(server):
+                self._warn(server, "does not answer")
+                return True
+            return 0 < self._down.get(server, 0) - self._clock() <= BREAK
+
+    def succeeded(self, server: str) -> None:
+        """Note that a server answered."""
+        with self._lock:
+            self._waiting.pop(server, None)
+            self._failures.pop(server, None)
+
+    def failed(self, server: str, error: NetworkError, *, in_time: bool) -> None:
+        """Note that a server did not answer, and leave it alone if it won't.
+
+        Args:
+            server: its URL.
+            error: what happened.
+            in_time: whether the server had the time that it needs.
+        """
+        with self._lock:
+            silent = self._is_silent(server)
+            self._waiting.pop(server, None)
+            if not in_time and not silent:
+                return
+            failures = self._failures[server] = self._failures.get(server, 0) + 1
+            if silent or failures >= MAX_FAILURES or isinstance(error, UnreachableError):
+                self._down[server] = self._clock() + BREAK
+                self._warn(server, error.reason)
+
+    def _is_silent(self, server: str) -> bool:
+        now = self._clock()
+        return now - self._waiting.get(server, now) >= SILENCE
+
+    def _warn(self, server: str, reason: str) -> None:
+        if server not in self._warned:
+            self._warned.add(server)
+            self._warnings.append(f"{server}: {reason}")
+
+    def _from_cache(self, path: str) -> tuple[Narinfo | None, int]:
+        """Give a narinfo, or None and the number of the first server that has to be asked."""
+        now = self._clock()
+        for rank, server in enumerate(self.servers):
+            cached = self._cache.get(server, _hash_part(path), now) if self._cache else None
+            if cached is None or not cached.fresh:
+                return None, rank
+            answer = self._judge(cached.raw, server, path)
+            if answer is not None:
+                return answer, rank
+        return None, len(self.servers)
+
+    def _judge(self, raw: bytes | None, server: str, path: str) -> Narinfo | None:
+        """Give a narinfo if it is about this path and an authorised key signed it."""
+        if raw is None:
+            return None
+        try:
+            parsed = narinfo.parse(raw, server)
+        except InvalidInputError:
+            return None
+        if parsed.store_path != path or not _is_valid(parsed, self._acl):
+            return None
+        return parsed
+
+
+class _Search:
+    """One `find`: threads for each server that take paths as it becomes their turn.
+
+    The servers are numbered in their order. For each path there is an answer of each server:
+    missing while it isn't known, None if the server has nothing that counts.
+    """
+
+    def __init__(self, lookup: NarinfoLookup, asked: Sequence[tuple[str, int]]) -> None:
+        count = len(lookup.servers)
+        self._lookup = lookup
+        self._paths = [path for path, _ in asked]
+        self._answers: list[dict[int, Narinfo | None]] = [
+            dict.fromkeys(range(rank)) for _, rank in asked
+        ]
+        self._changed = threading.Condition()
+        self._open = set(range(len(asked)))
+        self._unasked: set[int] = set()
+        self._taken: list[set[int]] = [set() for _ in range(count)]
+        self._ready: list[deque[int]] = [deque() for _ in range(count)]
+        for index, (_, rank) in enumerate(asked):
+            self._ready[rank].append(index)
+        self._late: list[deque[int]] = [deque(range(len(asked))) for _ in range(count)]
+        self._failure: BaseException | None = None
+        self._begin = time.monotonic()
+        self._end = self._begin
+
+    def run(self, timeout: float) -> dict[str, Narinfo | None]:
+        """Search for at most `timeout` seconds and give what was found."""
+        self._end = self._begin + timeout
+        for rank in range(len(self._lookup.servers)):
+            for _ in range(min(self._lookup.workers, len(self._paths))):
+                # A thread may hang in the resolver: it must not keep the process from ending.
+                threading.Thread(target=self._work, args=(rank,), daemon=True).start()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open or self._failure, timeout)
+            pending, self._open = self._open, set()
+            self._changed.notify_all()
+            answers = [dict(answer) for answer in self._answers]
+            failure, unasked = self._failure, self._unasked | pending
+        if failure is not None:
+            raise failure
+        found: dict[str, Narinfo | None] = {}
+        for index, path in enumerate(self._paths):
+            in_order = (answers[index].get(rank) for rank in range(len(self._lookup.servers)))
+            answer = next(filter(None, in_order), None)
+            if answer is None and index in unasked:
+                answer = self._lookup.stale(path)
+            found[path] = answer
+        return found
+
+    def _work(self, rank: int) -> None:
+        """Ask one server for one path after another."""
+        lookup, server = self._lookup, self._lookup.servers[rank]
+        try:
+            while (index := self._next(rank)) is not None:
+                answer, was_asked = None, True
+                try:
+                    answer = lookup.ask(server, self._paths[index], self._end - time.monotonic())
+                    lookup.succeeded(server)
+                except NetworkError as error:
+                    was_asked = False
+                    lookup.failed(server, error, in_time=time.monotonic() < self._end)
+                with self._changed:
+                    self._settle(rank, index, answer, was_asked=was_asked)
+        except BaseException as error:  # noqa: BLE001 - raised again by run()
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _next(self, rank: int) -> int | None:
+        """Wait for a path for which it is this server's turn; None when there will be no more."""
+        turn = self._begin + rank * self._lookup.hedge
+        taken, ready, late = self._taken[rank], self._ready[rank], self._late[rank]
+        with self._changed:
+            while self._open and self._failure is None:
+                is_turn = time.monotonic() >= turn
+                if self._lookup.is_down(self._lookup.servers[rank]):
+                    for index in self._open - taken:
+                        taken.add(index)
+                        self._settle(rank, index, None, was_asked=False)
+                    return None
+                while ready or (is_turn and late):
+                    index = (ready or late).popleft()
+                    if index in self._open and index not in taken:
+                        taken.add(index)
+                        # What the cache has said no to need not be asked again.
+                        if rank not in self._answers[index]:
+                            return index
+                if is_turn:
+                    return None
+                self._changed.wait(turn - time.monotonic())
+        return None
+
+    def _settle(self, rank: int, index: int, answer: Narinfo | None, *, was_asked: bool) -> None:
+        """Note an answer; pass the path on to the next server or be done with it."""
+        answers = self._answers[index]
+        answers[rank] = answer
+        if not was_asked:
+            self._unasked.add(index)
+        remaining = [other for other in range(len(self._ready)) if other not in answers]
+        if answer is not None or not remaining:
+            self._open.discard(index)
+        else:
+            self._ready[remaining[0]].append(index)
+        self._changed.notify_all()
+
+
+def _is_store_path(path: str) -> bool:
+    try:
+        return storepath.parse(path).path == path
+    except InvalidInputError:
+        return False
+
+
+def _hash_part(path: str) -> str:
+    start = len(storepath.STORE) + 1
+    return path[start : start + storepath.HASH_LENGTH]
+
+
+def _is_valid(parsed: Narinfo, acl: Acl) -> bool:
+    return narinfo.verdict(parsed, acl) is Verdict.VALID_SIGNATURE
+
+
+def _names(raw: bytes, path: str) -> bool:
+    """Whether this is a narinfo of that path, signed by whomever."""
+    try:
+        return narinfo.parse(raw).store_path == path
+    except InvalidInputError:
+        return False
