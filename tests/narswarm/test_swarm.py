@@ -248,12 +248,15 @@ def test_a_swarm_that_dies_is_given_up(share: Share, swarm: Open, tmp_path: Path
 def test_corrupt_bytes_are_never_delivered(share: Share, swarm: Open, tmp_path: Path) -> None:
     """A piece whose hash is wrong stays out, and so does everything after it."""
     shared = share(10 * PIECE)
-    seeder, leecher = swarm(role="seed"), swarm()
+    seeder, first, second = swarm(role="seed"), swarm(), swarm()
+    seeder.seed(shared.torrent, shared.path, [])
+    # A seeder checks each piece before it sends it for the first time, and then trusts its disk.
+    whole = first.fetch(shared.torrent, tmp_path / "first", peers=[address(seeder)])
+    assert b"".join(whole.chunks(stall=too_long)) == shared.data
     with shared.path.open("r+b") as file:
         file.seek(3 * PIECE + 7)
         file.write(b"\0\0\0\0")
-    seeder.seed(shared.torrent, shared.path, [])
-    fetched = leecher.fetch(shared.torrent, tmp_path, peers=[address(seeder)])
+    fetched = second.fetch(shared.torrent, tmp_path / "second", peers=[address(seeder)])
     got: list[bytes] = []
     with pytest.raises(SwarmStalledError):
         got.extend(fetched.chunks(stall=hopeless, tick=0.05))
