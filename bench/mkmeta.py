@@ -8,8 +8,8 @@ writes three times. The file is a NAR of one file, which is made of the files of
 as mixed as a store. The commands take turns, beginning with another one in each round; all read the
 file from memory and write to the same directory.
 
-Prints a table: median, slowest and fastest round in MB of NAR a second, the size of the output
-against the file, and peak memory.
+Prints a table: median, slowest and fastest round in MB of NAR a second, CPU seconds for a GB, the
+size of the output against the file, and peak memory.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ CORPUS = Path("/usr/lib")
 
 
 class Measured(NamedTuple):
-    """One run: seconds, bytes of peak memory, bytes of output."""
+    """One run: seconds, seconds of all cores, bytes of peak memory, bytes of output."""
 
     seconds: float
+    cpu: float
     memory: int
     output: int
 
@@ -47,9 +48,10 @@ def corpus(size: int) -> Iterator[bytes]:
     left = size
     while left:
         for path in paths:
-            data = path.read_bytes()[:left]
-            left -= len(data)
-            yield data
+            with path.open("rb") as file:
+                while data := file.read(min(left, 1_000_000)):
+                    left -= len(data)
+                    yield data
 
 
 def write_nar(path: Path, size: int) -> None:
@@ -74,7 +76,7 @@ def measure(command: list[str], output: Path) -> Measured:
     size = sum(path.stat().st_size for path in written)
     for path in written:
         path.unlink()
-    return Measured(seconds, usage.ru_maxrss * 1024, size)
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, size)
 
 
 def main() -> None:
@@ -115,16 +117,19 @@ def report(found: dict[str, list[Measured]], size: int) -> None:
     rounds = len(next(iter(found.values())))
     print(f"NAR of {size / 1e6:.0f} MB, {rounds} rounds, {os.cpu_count()} cores")
     print(version.stdout.strip())
-    print(f"{'':14}{'MB/s':>7}{'slowest':>9}{'fastest':>9}{'ratio':>8}{'output':>8}{'memory':>10}")
+    print(
+        f"{'':14}{'MB/s':>7}{'slowest':>9}{'fastest':>9}{'ratio':>8}{'CPU':>8}{'output':>8}{'memory':>10}"
+    )
     base = statistics.median(run.seconds for run in found["zstd -9"])
     for name, runs in found.items():
         speeds = sorted(size / run.seconds / 1e6 for run in runs)
         middle = statistics.median(run.seconds for run in runs)
         share = runs[0].output / size
+        cpu = statistics.median(run.cpu for run in runs) / size * 1e9
         memory = max(run.memory for run in runs)
         print(
             f"{name:14}{size / middle / 1e6:7.1f}{speeds[0]:9.1f}{speeds[-1]:9.1f}"
-            f"{base / middle:7.2f}x{share:8.1%}{memory / 2**20:6.0f} MiB"
+            f"{base / middle:7.2f}x{cpu:8.1f}{share:8.1%}{memory / 2**20:6.0f} MiB"
         )
 
 
