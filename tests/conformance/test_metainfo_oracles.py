@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,16 @@ def test_info_alone_loads() -> None:
     ours = our_torrent(GOLDEN["payloads"][0]["name"], bytes(200_000))
     parameters = libtorrent.load_torrent_buffer(b"d4:info%se" % ours.info_bytes)
     assert hashes_of(parameters) == (ours.infohash_v1.hex(), ours.infohash_v2.hex())
+
+
+def test_documented_vectors() -> None:
+    """The tables of `docs/profile-1.md` have all vectors."""
+    page = Path(__file__).parents[2].joinpath("docs/profile-1.md").read_text()
+    rows = [
+        line.replace("`", "") for line in page.splitlines() if re.match(r"\|.*[0-9a-f]{40}", line)
+    ]
+    keys = ("contents", "contents_size", "nar_size", "payload_length", "infohash_v1")
+    expected = [[vector[key] for key in keys] for vector in GOLDEN["nars"]]
+    short = ("payload_length", "piece_length", "infohash_v1")
+    expected += [[vector[key] for key in short] for vector in GOLDEN["payloads"]]
+    assert rows == [f"| {' | '.join(map(str, row))} |" for row in expected]
