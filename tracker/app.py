@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, LengthRequired
 
 from narswarm import base32, httpsig, narinfo
 from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
@@ -176,6 +176,8 @@ class TrackerApp:
 
     def _publish(self, nar_hash: str) -> tuple[Response, HTTPStatus]:
         wanted = base32.decode(nar_hash)
+        if request.content_length is None:
+            raise LengthRequired
         body = request.get_data(cache=False)
         now = self._clock()
         publisher = httpsig.verify_request("PUT", request.path, request.headers, body, now)

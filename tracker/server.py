@@ -110,6 +110,8 @@ def _listen(address: str) -> socket.socket:
         )
         family, kind, protocol, _, bound = found[0]
         listener = socket.socket(family, kind, protocol)
+    except UnicodeError:
+        raise SettingsError(address, "has no host name") from None
     except OSError as error:
         raise SettingsError(address, error.strerror or str(error)) from error
     try:

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command `tracker`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from narswarm.cli import run
+from tracker import server
+from tracker.cli import tracker
+from tracker.settings import Settings
+
+
+@pytest.fixture(name="served")
+def served_fixture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Settings]:
+    """What would have been served."""
+    served: list[Settings] = []
+    monkeypatch.setattr(server, "serve", served.append)
+    config = tmp_path / "empty.toml"
+    config.write_text("")
+    monkeypatch.setenv("NARSWARM_CONFIG", str(config))
+    return served
+
+
+def test_serve_without_flags(served: list[Settings]) -> None:
+    """Without flags, settings are the defaults."""
+    result = CliRunner().invoke(tracker, ["serve"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert served == [Settings()]
+
+
+def test_flags(served: list[Settings]) -> None:
+    """Each flag sets its setting."""
+    flags = (
+        "--listen 127.0.0.1:0 --listen [::1]:1 --data /d --open --acl /a"
+        " --publisher K --publisher L --url http://u"
+    )
+    result = CliRunner().invoke(tracker, ["serve", *flags.split()], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert served == [
+        Settings(
+            listen=("127.0.0.1:0", "[::1]:1"),
+            data=Path("/d"),
+            open=True,
+            acl=Path("/a"),
+            publishers=("K", "L"),
+            url="http://u",
+        )
+    ]
+
+
+def test_flags_go_before_the_file(served: list[Settings], tmp_path: Path) -> None:
+    """A named file is read, and a flag overrules it."""
+    config = tmp_path / "tracker.toml"
+    config.write_text('[tracker]\nopen = true\ninterval = "5 min"\n')
+    arguments = ["serve", "--config", str(config), "--closed"]
+    result = CliRunner().invoke(tracker, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert served == [Settings(open=False, interval=300)]
+
+
+def test_errors_are_one_line(
+    served: list[Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setting that makes no sense ends the program with its exit code."""
+    config = tmp_path / "tracker.toml"
+    config.write_text("[tracker]\nthreads = 0\n")
+    with pytest.raises(SystemExit) as caught:
+        run(tracker, ["serve", "--config", str(config)], program="tracker")
+    assert caught.value.code == 3
+    assert capsys.readouterr().err == "tracker: threads: is less than 1\n"
+    assert served == []
