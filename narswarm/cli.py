@@ -59,8 +59,7 @@ def run(
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         code = ExitCode.FAILED
-        # Whoever read our output is gone; so that the flush at exit doesn't complain once more:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
     except NarswarmError as error:
         code = error.exit_code
         _complain(name, str(error))
@@ -263,6 +262,13 @@ def _program() -> str:
     """Return what this process was started as, `python -m seeder` included."""
     path = Path(sys.argv[0])
     return path.parent.name if path.name == "__main__.py" else path.name
+
+
+def _silence(stream: TextIO) -> None:
+    """Let a stream whose reader is gone end nowhere, so that the flush at exit doesn't fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _complain(name: str, message: str) -> None:

@@ -76,14 +76,19 @@ def file_start(size: int, *, executable: bool) -> bytes:
     return _FILE_START[executable] + size.to_bytes(8, "little")
 
 
-def shown_path(prefix: bytes, path: bytes) -> str:
-    """Return a path for people: `prefix` and `path`, which may begin at a descriptor, as `./`.
+def whole_path(prefix: bytes, path: bytes) -> bytes:
+    """Return `path` as if it hadn't begun at a descriptor, which is that of `prefix` if not empty.
 
-    A prefix ends in a slash.  Paths of more than 1,000 bytes lose their middle.
+    A prefix ends in a slash, and a path that has one is `.` or begins with `./`.
     """
     if prefix:
-        path = b"" if path == b"." else path.removeprefix(b"./")
-    whole = prefix + path
+        return prefix + (b"" if path == b"." else path.removeprefix(b"./"))
+    return path
+
+
+def shown_path(prefix: bytes, path: bytes) -> str:
+    """Return the whole path for people; more than 1,000 bytes lose their middle."""
+    whole = whole_path(prefix, path)
     if len(whole) > 1000:
         whole = whole[:500] + b"[...]" + whole[-500:]
     return os.fsdecode(whole)
@@ -192,7 +197,7 @@ class _Directory:
         entries.sort()
         self.entries = iter(entries)
         if len(path) > MAX_PATH:
-            self.prefix, self.path = prefix + path + b"/", b"."
+            self.prefix, self.path = whole_path(prefix, path) + b"/", b"."
             self.anchor, self.own = descriptor, True
         else:
             os.close(descriptor)

@@ -20,7 +20,7 @@ from typing import Final
 
 from narswarm import base32
 from narswarm.errors import AlreadyExistsError, NarswarmError
-from narswarm.nar import FILE_END, MAGIC, MAX_PATH, PathLike, file_start, shown_path
+from narswarm.nar import FILE_END, MAGIC, MAX_PATH, PathLike, file_start, shown_path, whole_path
 from narswarm.narparser import NarDigest, Sink, parse
 
 __all__ = ["Deduplicator", "NarDigest", "RestoreError", "delete", "restore", "scan"]
@@ -184,17 +184,17 @@ class _Place:
         prefix: what goes before `path` to make it a path for people.
     """
 
-    __slots__ = ("anchor", "own", "parent", "path", "prefix")
+    __slots__ = ("anchor", "own", "path", "prefix")
 
     def __init__(self, path: bytes, parent: _Place | None) -> None:
         """Be the directory `path`, which exists, inside `parent`."""
-        self.path, self.parent = path, parent
+        self.path = path
         self.anchor: int | None = parent.anchor if parent else None
         self.prefix: bytes = parent.prefix if parent else b""
         self.own = False
         if len(path) > MAX_PATH:
             self.anchor = self.open()
-            self.prefix += path + b"/"
+            self.prefix = whole_path(self.prefix, path) + b"/"
             self.path, self.own = b".", True
 
     def open(self) -> int:
@@ -264,7 +264,7 @@ class _Writer(Sink):
         self.begun = False
         self._root = root
         self._dedup = dedup
-        self._place: _Place | None = None
+        self._places: list[_Place] = []
         self._path = root
         self._anchor: int | None = None
         self._file = -1
@@ -280,14 +280,12 @@ class _Writer(Sink):
         except OSError as error:
             raise self._failure(error) from None
         self.begun = True
-        self._place = _Place(self._path, self._place)
-        self._anchor = self._place.anchor
+        self._places.append(_Place(self._path, self._places[-1] if self._places else None))
+        self._anchor = self._places[-1].anchor
 
     def leave(self) -> None:
         """Give a directory its mode and time, after its entries, which change both."""
-        place = self._place
-        if place is None:
-            return
+        place = self._places[-1]
         try:
             os.chmod(place.path, _DIRECTORY_MODE, dir_fd=place.anchor)
             os.utime(place.path, ns=_CANONICAL_TIME, dir_fd=place.anchor, follow_symlinks=False)
@@ -352,24 +350,20 @@ class _Writer(Sink):
             with contextlib.suppress(OSError):
                 os.close(self._file)
             self._file = -1
-        while self._place is not None:
+        while self._places:
             self._up()
 
     def _up(self) -> None:
-        place = self._place
-        if place is not None:
-            self._place = place.parent
-            self._anchor = place.parent.anchor if place.parent else None
-            place.close()
+        self._places.pop().close()
+        self._anchor = self._places[-1].anchor if self._places else None
 
     def _go(self, name: bytes) -> None:
         """Let the path be that of the entry `name` of the current directory."""
-        place = self._place
-        self._path = self._root if place is None else place.path + b"/" + name
+        self._path = self._places[-1].path + b"/" + name if self._places else self._root
 
     def _failure(self, error: OSError) -> NarswarmError:
-        if self._place is not None:
-            return self._place.failure(self._path, error)
+        if self._places:
+            return self._places[-1].failure(self._path, error)
         shown = os.fsdecode(self._root)
         if isinstance(error, FileExistsError) and not self.begun:
             return AlreadyExistsError(shown, "exists already")

@@ -155,6 +155,17 @@ def test_closed_pipe() -> None:
     assert process.returncode == ExitCode.FAILED
 
 
+def test_closed_pipe_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was still to be written when the reader went away is dropped without an error."""
+    reading, writing = os.pipe()
+    stream = os.fdopen(writing, "w")
+    stream.write("text")
+    os.close(reading)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert exit_of(raising(BrokenPipeError())) == ExitCode.FAILED
+    stream.close()
+
+
 def test_results(capfd: pytest.CaptureFixture[str]) -> None:
     """A command exits with 0, or with the exit code that it returns."""
     assert exit_of(group, "show", "a", "b") == 0
@@ -426,6 +437,14 @@ def test_progress_without_terminal(capfd: pytest.CaptureFixture[str]) -> None:
         clock.now += 1
         progress.update(500)
     assert capfd.readouterr() == ("", "")
+
+
+def test_progress_in_no_time() -> None:
+    """What takes no time has no rate."""
+    terminal, clock = Terminal(), Clock()
+    with Progress("item", 10, terminal, clock=clock, columns=lambda: 80) as progress:
+        progress.update(10)
+    assert terminal.getvalue() == "\ritem  10 B in 0:00\n"
 
 
 def test_progress_hostile_label() -> None:

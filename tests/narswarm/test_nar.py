@@ -253,6 +253,32 @@ def test_removed(tmp_path: Path, kind: str) -> None:
     assert str(error.value) == f"{item}: No such file or directory"
 
 
+def failing(*_arguments: object, **_keywords: object) -> None:
+    """Fail as a bad disk does."""
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("function", ["stat", "scandir"])
+def test_bad_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    """What the system can't read is said by its path, and no descriptor is left open."""
+    (tmp_path / "file").write_bytes(b"x")
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, failing)
+        with pytest.raises(NotFoundError) as error:
+            dump_size(tmp_path)
+    path = tmp_path / "file" if function == "stat" else tmp_path
+    assert str(error.value) == f"{path}: Input/output error"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_file_that_cannot_be_read() -> None:
+    """A file that opens and can't be read is said by its path."""
+    with pytest.raises(NotFoundError) as error:
+        list(dump("/proc/self/mem"))
+    assert str(error.value) == "/proc/self/mem: Input/output error"
+
+
 def deep(path: Path, levels: int, name: bytes) -> None:
     """Make `levels` directories inside `path`, without long paths."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -292,7 +318,7 @@ def test_deep_directories(tmp_path: Path, levels: int, name: bytes) -> None:
 def test_too_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Directories beyond the bound are refused, and no descriptor is left open."""
     monkeypatch.setattr(nar, "MAX_DEPTH", 40)
-    monkeypatch.setattr(nar, "MAX_PATH", len(os.fsencode(tmp_path)) + 20)
+    monkeypatch.setattr(nar, "MAX_PATH", 20)
     deep(tmp_path, 39, b"d")
     assert b"".join(dump(tmp_path))
     deep(tmp_path, 40, b"e")

@@ -91,6 +91,14 @@ def unprivileged(directory: Path) -> Iterator[None]:
         os.chdir(before)
 
 
+@pytest.fixture(autouse=True)
+def removed(tmp_path: Path) -> Iterator[None]:
+    """Remove what was restored, which pytest can't do without privileges."""
+    yield
+    for path in tmp_path.iterdir():
+        delete(path)
+
+
 names = st.binary(min_size=1, max_size=6).filter(
     lambda name: name not in {b".", b".."} and not set(name) & {0, 0x2F}
 )
@@ -346,6 +354,23 @@ def test_deep(tmp_path: Path, levels: int, name: bytes) -> None:
         assert os.listdir(tmp_path) == []
 
 
+def test_error_in_the_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error below several descriptors is said with the whole path."""
+    monkeypatch.setattr("narswarm.restore.MAX_PATH", 10)
+    tree: Tree = (b"contents", False)
+    for _ in range(30):
+        tree = {b"d": tree}
+
+    def full(*_arguments: object) -> None:
+        monkeypatch.undo()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with descriptors_kept(), pytest.raises(RestoreError) as error:
+        restore([nar(tree)], tmp_path / "item")
+    assert str(error.value) == f"{tmp_path}/item{'/d' * 30}: No space left on device"
+
+
 def test_scan() -> None:
     """A scan gives the same digest and the same refusals, and writes nothing."""
     data = TREE_NAR.read_bytes()
@@ -417,7 +442,9 @@ def test_links_directory_is_made(tmp_path: Path) -> None:
 
 def cut(link: Path) -> None:
     """Cut a link short, as a crash does to what wasn't on disk yet."""
+    link.chmod(0o644)
     os.truncate(link, 0)
+    link.chmod(0o444)
 
 
 def loosen(link: Path) -> None:
@@ -483,6 +510,32 @@ def test_delete_nothing(tmp_path: Path) -> None:
     """An item that doesn't exist is no error."""
     delete(tmp_path / "absent")
     delete(os.fsencode(tmp_path) + b"/absent")
+
+
+def test_delete_below_a_file(tmp_path: Path) -> None:
+    """An item in what isn't a directory is an error that names it."""
+    (tmp_path / "file").touch()
+    with pytest.raises(RestoreError) as error:
+        delete(tmp_path / "file/item")
+    assert str(error.value) == f"{tmp_path}/file/item: Not a directory"
+
+
+@pytest.mark.parametrize("function", ["open", "rmdir"])
+def test_delete_meets_a_bad_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """Whichever call fails, the error names the directory, and no descriptor is left open."""
+    (tmp_path / "item").mkdir()
+    with descriptors_kept(), monkeypatch.context() as patch:
+        patch.setattr(os, function, failing)
+        with pytest.raises(RestoreError) as error:
+            delete(tmp_path / "item")
+    assert str(error.value) == f"{tmp_path}/item: Input/output error"
+
+
+def failing(*_arguments: object, **_keywords: object) -> None:
+    """Fail as a bad disk does."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_delete_keeps_what_links_point_to(tmp_path: Path) -> None:
