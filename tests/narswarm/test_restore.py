@@ -520,17 +520,18 @@ def test_delete_below_a_file(tmp_path: Path) -> None:
     assert str(error.value) == f"{tmp_path}/file/item: Not a directory"
 
 
-@pytest.mark.parametrize("function", ["open", "rmdir"])
+@pytest.mark.parametrize(("function", "path"), [("open", "item"), ("rmdir", "item/inner")])
 def test_delete_meets_a_bad_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, path: str
 ) -> None:
     """Whichever call fails, the error names the directory, and no descriptor is left open."""
-    (tmp_path / "item").mkdir()
+    monkeypatch.setattr("narswarm.restore.MAX_PATH", 10)
+    (tmp_path / "item/inner").mkdir(parents=True)
     with descriptors_kept(), monkeypatch.context() as patch:
         patch.setattr(os, function, failing)
         with pytest.raises(RestoreError) as error:
             delete(tmp_path / "item")
-    assert str(error.value) == f"{tmp_path}/item: Input/output error"
+    assert str(error.value) == f"{tmp_path}/{path}: Input/output error"
 
 
 def failing(*_arguments: object, **_keywords: object) -> None:
