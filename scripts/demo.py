@@ -174,20 +174,21 @@ class Demo:
         """Start a program and wait for the line that says it is ready."""
         process = subprocess.Popen(
             [str(BIN / program), *arguments],
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=quiet_environment(self._folder),
             text=True,
         )
         self._stack.callback(stop, process)
-        assert process.stderr is not None
+        assert process.stdout is not None
         watchdog = threading.Timer(DEADLINE, process.kill)
         watchdog.start()
         seen = []
-        for line in process.stderr:
+        for line in process.stdout:
             seen.append(line)
             if sign in line:
                 watchdog.cancel()
-                threading.Thread(target=process.stderr.read, daemon=True).start()
+                threading.Thread(target=process.stdout.read, daemon=True).start()
                 return line
         sys.exit(f"demo: {program} did not start:\n{''.join(seen)}")
 

@@ -56,6 +56,13 @@ class Session:
             raise self._error or NarswarmError("session", "could not be started")
         return self._swarm
 
+    def close(self) -> None:
+        """Leave all swarms; a helper that is killed needs no such thing."""
+        if self._starter is not None:
+            self._starter.join()
+        if self._swarm is not None:
+            self._swarm.close()
+
     def save(self) -> None:
         """Keep the DHT's nodes for the next helper, which then knows its way at once."""
         if self._swarm is not None and self._settings.dht:

@@ -75,6 +75,7 @@ class Substitute:
             except _NoSourceError as error:
                 report.note(str(error))
             else:
+                self._session.save()
                 return protocol.success(*item.digest)
         guix = realguix.find(self._context.settings.guix, self._context.environ)
         status = realguix.substitute(guix, path, destination, self._context.environ)

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
+import subprocess
+import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +20,14 @@ import zstandard
 
 from narswarm import acl, base32, gcrypt, nar, narinfo, sexp
 from narswarm.gcrypt import KeyPair
+from narswarm.httpclient import HttpClient
+from narswarm.httpsig import PublisherKey
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.payload import FrameCompressor, file_name
+from narswarm.swarm import Swarm
+from narswarm.swarm_settings import SwarmSettings
+from narswarm.trackerclient import TrackerIndex
 from substituter.context import Context
 from substituter.settings import SubstituterSettings
 
@@ -185,3 +194,80 @@ def torrent_of(item: Item, directory: Path, nar: bytes | None = None) -> tuple[b
             hasher.update(frame)
             file.write(frame)
     return Metainfo.of(payload.name, hasher.finish()).encode(), payload
+
+
+class Net:
+    """A tracker and a seeding session on loopback."""
+
+    def __init__(self, directory: Path, acl_file: Path) -> None:
+        self.directory = directory
+        self.tracker = Tracker(directory / "tracker", acl_file)
+        self.swarm = Swarm(
+            SwarmSettings(listen=("127.0.0.1:0",), dht=False, lsd=False, upnp=False, role="seed")
+        )
+        self.client = HttpClient(10.0)
+
+    def seed(self, item: Item, nar: bytes | None = None) -> str:
+        """Publish and seed an item, maybe with the payload of another; its infohash."""
+        directory = self.directory / f"seed-{len(list(self.directory.iterdir()))}"
+        directory.mkdir()
+        torrent, payload = torrent_of(item, directory, nar)
+        key = PublisherKey.load_or_create(directory / "publisher.key")
+        index = TrackerIndex(self.client, self.tracker.url)
+        index.publish(key, item.nar_hash, torrent, item.narinfo, time.time())
+        infohash = self.swarm.seed(torrent, payload, [f"{self.tracker.url}/announce"])
+        deadline = time.monotonic() + 20
+        while not self._seen(item, infohash):
+            assert time.monotonic() < deadline, "the seed never announced itself"
+        return infohash
+
+    def _seen(self, item: Item, infohash: str) -> bool:
+        entry = TrackerIndex(self.client, self.tracker.url).lookup(item.nar_hash)
+        return entry is not None and any(
+            torrent.infohash_v2.hex() == infohash and torrent.peers for torrent in entry.torrents
+        )
+
+    def close(self) -> None:
+        """End both."""
+        self.swarm.close()
+        self.client.close()
+        self.tracker.close()
+
+
+class Tracker:
+    """The real tracker in a process of its own."""
+
+    def __init__(self, data: Path, acl_file: Path) -> None:
+        code = "from tracker.cli import main; main()"
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", code, "serve", "--listen", "127.0.0.1:0"),
+                *("--data", str(data), "--acl", str(acl_file)),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"NARSWARM_CONFIG": os.devnull},
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "listening on " in line:
+                self.url = line.partition("listening on ")[2].strip().rstrip("/")
+                return
+        raise AssertionError("the tracker did not start")
+
+    def close(self) -> None:
+        """End it; twice is as well as once."""
+        self._process.terminate()
+        self._process.wait(20)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+@pytest.fixture
+def net(tmp_path: Path, settings: SubstituterSettings) -> Iterator[Net]:
+    """A tracker and a session that seeds what a test wants seeded."""
+    directory = tmp_path / "net"
+    directory.mkdir()
+    made = Net(directory, settings.acl)
+    yield made
+    made.close()
