@@ -24,8 +24,8 @@ from tracker.wire_http import (
     scrape_reply,
 )
 
-_SWEEP = 8
-"""How many swarms are looked at for silent peers with each announce."""
+_SWEEP = 100
+"""How many swarms are looked at for silent peers before somebody else has a turn."""
 
 UNLISTED = "info_hash: is not in this tracker's index"
 
@@ -64,7 +64,6 @@ class Announcer:
             return None
         numwant = self._policy.peers_for(request.numwant)
         with self._lock:
-            self._swarms.expire(now, _SWEEP)
             counts, selection = self._swarms.announce(request, address, numwant, now, self._rng)
             intervals = self._policy.intervals(self._rng, seed=request.is_seed)
         return AnnounceReply(*intervals, counts, *selection, address)
@@ -85,8 +84,6 @@ class Announcer:
         reply = self.announce(request, self._policy.client_address(remote, forwarded), now)
         if reply is None:
             return failure(UNLISTED, retry_in=self._policy.retry_minutes)
-        if request.no_peer_id:
-            reply = reply._replace(ids4=b"", ids6=b"")
         return announce_reply(reply, compact=request.compact)
 
     def scrape_http(self, query: bytes) -> bytes:
@@ -109,6 +106,11 @@ class Announcer:
             return self._swarms.sample(info_hashes, limit, self._rng)
 
     def expire(self, now: int) -> int:
-        """Look at all swarms for silent peers, whether anybody announces or not."""
-        with self._lock:
-            return self._swarms.expire(now, len(self._swarms) + 1)
+        """Forget the peers of all swarms that fell silent; return how many."""
+        expired, finished = 0, False
+        while not finished:
+            with self._lock:
+                swept = self._swarms.expire(now, _SWEEP)
+            expired += swept.expired
+            finished = swept.finished
+        return expired

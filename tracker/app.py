@@ -2,7 +2,7 @@
 """The tracker over WSGI: announces and scrapes, the index, and the mirror of narinfos.
 
 Announces don't go through Flask: they are nearly all requests, and its routing and request objects
-would cost more than their answers.
+cost about as much as their answers.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ Sources: BEP 3, 7, 21; a closed tracker asks its index before it comes here.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
-from tracker.wire_http import HASH_BYTES, AnnounceRequest, Counts, Event
+from tracker.wire_http import AnnounceRequest, Counts, Event
 
 _IPV4 = 4
 _PARTIAL = 1
@@ -50,7 +50,10 @@ class Limits(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Peers chosen for one asker: packed addresses with ports, and peer ids in the same order."""
+    """Peers chosen for one asker: packed addresses with ports, and peer ids in the same order.
+
+    There are no ids for who takes packed peers, where they have no place.
+    """
 
     peers4: bytes
     peers6: bytes
@@ -63,6 +66,13 @@ class Answer(NamedTuple):
 
     counts: Counts
     selection: Selection
+
+
+class Swept(NamedTuple):
+    """How many peers were forgotten, and whether all swarms were looked at."""
+
+    expired: int
+    finished: bool
 
 
 _NOBODY = Selection(b"", b"")
@@ -141,11 +151,14 @@ class _Pool(bytearray):
         """How many of the peers are partial seeds."""
         return sum(flags & _PARTIAL for flags in self[self.KEY + 4 :: self.STRIDE])
 
-    def choose(self, limit: int, rng: Random) -> list[bytes]:
-        """At most `limit` different records; each has the same chance."""
-        count = self.size
-        chosen = range(count) if count <= limit else rng.sample(range(count), limit)
-        return [self.record(index) for index in chosen]
+    def choose(self, limit: int, rng: Random) -> Sequence[int]:
+        """Where at most `limit` different records begin; each has the same chance."""
+        offsets = range(0, len(self), self.STRIDE)
+        return offsets if len(offsets) <= limit else rng.sample(offsets, limit)
+
+    def cut(self, offsets: Sequence[int], start: int, end: int) -> bytes:
+        """The same part of several records, one after the other."""
+        return b"".join([self[offset + start : offset + end] for offset in offsets])
 
 
 class _Pool4(_Pool):
@@ -201,22 +214,21 @@ class _Swarm:
                 return seed, flags
         return None
 
-    def choose(self, places: Iterable[int], limit: int, rng: Random) -> Selection:
+    def choose(
+        self, places: Iterable[int], limit: int, rng: Random, *, with_ids: bool
+    ) -> Selection:
         """Fill a list from several pools, in order."""
-        found: tuple[list[bytes], list[bytes]] = ([], [])
+        peers: tuple[list[bytes], list[bytes]] = ([], [])
+        ids: tuple[list[bytes], list[bytes]] = ([], [])
         for place in places:
             pool = self.pools[place]
             if pool and limit > 0:
-                records = pool.choose(limit, rng)
-                found[place % 2].extend(records)
-                limit -= len(records)
-        four, six = found
-        return Selection(
-            b"".join([record[: _Pool4.KEY] for record in four]),
-            b"".join([record[: _Pool6.KEY] for record in six]),
-            b"".join([record[-HASH_BYTES:] for record in four]),
-            b"".join([record[-HASH_BYTES:] for record in six]),
-        )
+                chosen = pool.choose(limit, rng)
+                limit -= len(chosen)
+                peers[place % 2].append(pool.cut(chosen, 0, pool.KEY))
+                if with_ids:
+                    ids[place % 2].append(pool.cut(chosen, pool.KEY + 5, pool.STRIDE))
+        return Selection(*(b"".join(parts) for parts in (*peers, *ids)))
 
     def recount(self) -> None:
         """Count partial seeds anew, after records left without being looked at."""
@@ -236,7 +248,7 @@ class Swarms:
         self._limits = limits
         self._keep_downloads = keep_downloads
         self._swarms: dict[bytes, _Swarm] = {}
-        self._sweep: Iterator[bytes] = iter(())
+        self._sweep: Iterator[bytes] | None = None
         self.peers = 0
 
     def __len__(self) -> int:
@@ -288,7 +300,8 @@ class Swarms:
         six = len(address) > _IPV4
         wanted = (False,) if seed or flags & _PARTIAL else (True, False)
         places = [_place(seed=role, six=family) for role in wanted for family in (six, not six)]
-        selection = swarm.choose(places, numwant, rng)
+        with_ids = not (request.compact or request.no_peer_id)
+        selection = swarm.choose(places, numwant, rng, with_ids=with_ids)
         record = b"%b%b%c%b" % (key, now.to_bytes(4), flags, request.peer_id)
         self._insert(swarm, _place(seed=seed, six=six), record)
         swarm.tidy()
@@ -348,27 +361,26 @@ class Swarms:
         counts = Counts(len(seeds), len(leechers), downloaded, max(len(leechers) - partial, 0))
         return counts, peers
 
-    def expire(self, now: int, budget: int) -> int:
+    def expire(self, now: int, budget: int) -> Swept:
         """Forget peers that fell silent, a part of the swarms at a time.
 
         Args:
             now: seconds since the epoch.
             budget: how many swarms to look at; the next call goes on from there.
-
-        Returns:
-            How many peers were forgotten.
         """
+        if self._sweep is None:
+            # A copy of the keys: swarms come and go before the sweep ends.
+            self._sweep = iter(list(self._swarms))
         expired = 0
         for _ in range(budget):
             info_hash = next(self._sweep, None)
             if info_hash is None:
-                # A list of the keys: the dictionary may change before the sweep goes on.
-                self._sweep = iter(list(self._swarms))
-                break
+                self._sweep = None
+                return Swept(expired, finished=True)
             swarm = self._swarms.get(info_hash)
             if swarm is not None:
                 expired += self._expire_swarm(info_hash, swarm, now)
-        return expired
+        return Swept(expired, finished=False)
 
     def _expire_swarm(self, info_hash: bytes, swarm: _Swarm, now: int) -> int:
         expired = 0

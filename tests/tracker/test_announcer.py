@@ -8,12 +8,14 @@ from random import Random
 import pytest
 
 from narswarm import bencoding
+from tracker import announcer as announcer_module
 from tracker.announcer import Announcer
 from tracker.policy import Policy, parse_networks
 from tracker.swarms import Limits, Swarms
 from tracker.wire_http import Counts, WireError
 
 LISTED = b"l" * 20
+OTHER = b"o" * 20
 UNLISTED = b"u" * 20
 NOW = 1_700_000_000
 
@@ -31,7 +33,7 @@ def announcer_fixture(swarms: Swarms) -> Announcer:
         interval=1000, leecher_interval=100, trusted_proxies=parse_networks(["10.0.0.1"])
     )
     rng = Random(1)  # noqa: S311 - the same at each run
-    return Announcer(policy, swarms, {LISTED}.__contains__, rng)
+    return Announcer(policy, swarms, {LISTED, OTHER}.__contains__, rng)
 
 
 def _query(info_hash: bytes = LISTED, port: int = 1, more: bytes = b"") -> bytes:
@@ -130,12 +132,12 @@ def test_sample(announcer: Announcer) -> None:
     assert announcer.sample([LISTED, UNLISTED], 5) == (Counts(0, 1, 0, 1), [b"\xc0\0\2\1\0\2"])
 
 
-def test_announces_sweep(announcer: Announcer, swarms: Swarms) -> None:
-    """Silent peers are forgotten while others announce, and when nobody does."""
-    _announce(announcer, _query(port=1))
-    _announce(announcer, _query(port=2), now=NOW + 101)
-    _announce(announcer, _query(port=2), now=NOW + 101)
-    assert swarms.peers == 1
-    announcer.expire(NOW + 500)
-    announcer.expire(NOW + 500)
+def test_silent_peers(
+    announcer: Announcer, swarms: Swarms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All swarms are looked at, a few at a time."""
+    monkeypatch.setattr(announcer_module, "_SWEEP", 1)
+    for now, info_hash in ((NOW, LISTED), (NOW + 50, OTHER)):
+        _announce(announcer, _query(info_hash), now=now)
+    assert [announcer.expire(NOW + later) for later in (100, 101, 150, 151)] == [0, 1, 0, 1]
     assert swarms.peers == 0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracker.swarms import Answer, Limits, Swarms
+from tracker.swarms import Answer, Limits, Swarms, Swept
 from tracker.wire_http import AnnounceRequest, Counts, Event
 
 HASH = b"h" * 20
@@ -39,9 +39,10 @@ class Swarm:
         now: int = NOW,
         info_hash: bytes = HASH,
         peer_id: bytes = PEER,
+        compact: bool = True,
     ) -> Answer:
         """One announce, of a leecher unless said otherwise."""
-        request = AnnounceRequest(info_hash, peer_id, port, left, event)
+        request = AnnounceRequest(info_hash, peer_id, port, left, event, compact=compact)
         packed = ip_address(address).packed
         return self.swarms.announce(request, packed, numwant, now, self.rng)
 
@@ -173,7 +174,8 @@ def test_peer_ids_follow_their_peers() -> None:
     for number in range(1, 4):
         swarm.announce(port=number, peer_id=bytes([number]) * 20)
         swarm.announce("::1", port=number, peer_id=bytes([number]) * 20)
-    selection = swarm.announce("10.0.0.2").selection
+    assert swarm.announce("10.0.0.2").selection[2:] == (b"", b"")
+    selection = swarm.announce("10.0.0.2", compact=False).selection
     for peers, ids, size in (
         (selection.peers4, selection.ids4, 6),
         (selection.peers6, selection.ids6, 18),
@@ -272,8 +274,7 @@ def test_silent_peers_are_forgotten(after: int, left: int) -> None:
     swarm = Swarm(Limits(leecher_timeout=100, seed_timeout=200))
     swarm.announce("10.0.0.1", left=1, event=Event.PAUSED)
     swarm.announce("::1", left=0)
-    swarm.swarms.expire(NOW, 10)  # begins a sweep
-    assert swarm.swarms.expire(NOW + after, 10) == 2 - left
+    assert swarm.swarms.expire(NOW + after, 10) == Swept(2 - left, finished=True)
     assert swarm.swarms.peers == left
     assert swarm.swarms.counts(HASH) == Counts(int(left > 0), int(left > 1), 0, 0)
     assert len(swarm.swarms) == int(left > 0)
@@ -285,9 +286,11 @@ def test_expiry_goes_on_where_it_stopped() -> None:
     for number in range(10):
         swarm.announce(info_hash=b"%020d" % number)
     later = NOW + 10_000
-    swarm.swarms.expire(later, 3)
-    assert [swarm.swarms.expire(later, 3) for _ in range(4)] == [3, 3, 3, 1]
+    swept = [swarm.swarms.expire(later, 3) for _ in range(4)]
+    assert swept == [(3, False), (3, False), (3, False), (1, True)]
     assert len(swarm.swarms) == 0
+    swarm.announce()
+    assert swarm.swarms.expire(later, 3) == Swept(1, finished=True)
 
 
 def test_expiry_survives_changes_between_calls() -> None:
@@ -295,10 +298,10 @@ def test_expiry_survives_changes_between_calls() -> None:
     swarm = Swarm()
     for number in range(4):
         swarm.announce(info_hash=b"%020d" % number)
-    swarm.swarms.expire(NOW, 1)
+    assert swarm.swarms.expire(NOW, 1) == Swept(0, finished=False)
     for number in range(4):
         swarm.announce(info_hash=b"%020d" % number, event=Event.STOPPED)
-    assert swarm.swarms.expire(NOW + 10_000, 10) == 0
+    assert swarm.swarms.expire(NOW + 10_000, 10) == Swept(0, finished=True)
 
 
 def test_sample_joins_the_swarms_of_a_hybrid() -> None:
