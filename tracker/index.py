@@ -181,12 +181,18 @@ class Index:
 
         Args:
             authorizes: whether a canonical public key is authorised.
+
+        Raises:
+            NarswarmError: the database can't be written; nothing changed.
         """
-        with self._transaction() as connection:
-            for row, key in connection.execute("SELECT id, key FROM signers").fetchall():
-                connection.execute(
-                    "UPDATE signers SET authorized = ? WHERE id = ?", (authorizes(key), row)
-                )
+        try:
+            with self._transaction() as connection:
+                for row, key in connection.execute("SELECT id, key FROM signers").fetchall():
+                    connection.execute(
+                        "UPDATE signers SET authorized = ? WHERE id = ?", (authorizes(key), row)
+                    )
+        except sqlite3.Error as error:
+            raise NarswarmError(self._path, str(error)) from error
         self._relist()
 
     def publish(self, publication: Publication, publisher: bytes, now: int) -> bool:

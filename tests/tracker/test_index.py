@@ -17,7 +17,7 @@ import pytest
 
 from narswarm import gcrypt, sexp
 from narswarm.acl import Acl
-from narswarm.errors import MismatchError, SettingsError
+from narswarm.errors import MismatchError, NarswarmError, SettingsError
 from narswarm.gcrypt import KeyPair
 from tracker.index import FILE_NAME, MAX_CLAIMS, MAX_TORRENTS, PROTECTED, Index, IndexFullError
 from tracker.publication import Publication, check
@@ -224,6 +224,15 @@ def test_revoked_keys(tmp_path: Path, make_item: MakeItem, signer: KeyPair, acl:
     assert visible() == [True, True]
     assert index.narinfo(first.hash_part, with_sources=True) == again.narinfo
     index.close()
+
+
+def test_revoking_when_the_database_is_gone(tmp_path: Path) -> None:
+    """Trouble with the database is an error that can be said in one line."""
+    index = Index(tmp_path)
+    index.close()
+    with pytest.raises(NarswarmError) as caught:
+        index.authorize(lambda _: True)
+    assert str(caught.value) == f"{tmp_path / FILE_NAME}: Cannot operate on a closed database."
 
 
 def test_two_nars_of_one_item(index: Index, publish: Publish, make_item: MakeItem) -> None:

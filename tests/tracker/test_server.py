@@ -135,3 +135,30 @@ def test_slow_client_that_left(watched: DeadlineWorker, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="Bad file descriptor"):
         watched.handle(Connection(ours))
     assert watched._deadlines == {}
+
+
+def test_gunicorn_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker, room for long scrapes, no log of requests; the environment has no say."""
+    monkeypatch.setenv("WEB_CONCURRENCY", "4")
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 4 --access-logfile -")
+    cfg = server._Server(Settings(data=tmp_path, threads=3), []).cfg
+    assert (cfg.workers, cfg.threads, cfg.worker_class) == (1, 3, DeadlineWorker)
+    assert (cfg.limit_request_line, cfg.accesslog, cfg.forwarded_allow_ips) == (8190, None, [])
+
+
+def test_tidying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silent peers and the ACL's file are looked at again and again."""
+    calls: list[object] = []
+    pauses = iter([None, None])
+
+    def sleep(seconds: int) -> None:
+        calls.append(seconds)
+        if next(pauses, StopIteration) is StopIteration:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "time", SimpleNamespace(sleep=sleep, time=lambda: 7.5))
+    announcer: Any = SimpleNamespace(expire=calls.append)
+    acl_file: Any = SimpleNamespace(refresh=lambda: calls.append("acl"))
+    with pytest.raises(KeyboardInterrupt):
+        server._tidy(announcer, acl_file)
+    assert calls == [60, 7, "acl", 60, 7, "acl", 60]
