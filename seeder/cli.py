@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command `seeder`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from narswarm import settings as narswarm_settings
+from narswarm.cli import (
+    config_option,
+    format_size,
+    json_option,
+    print_json,
+    printable,
+    run,
+    version_option,
+)
+from narswarm.errors import ExitCode
+from seeder import control
+from seeder.settings import Settings
+
+
+def _state_option(function: Any) -> Any:
+    return click.option(
+        "--state",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Keep payloads and torrents in DIR instead of /var/lib/narswarm/seeder.",
+    )(function)
+
+
+@click.group()
+@version_option
+def seeder() -> None:
+    """Offer the items of this machine's store to everybody who wants them."""
+
+
+@seeder.command(name="run")
+@_state_option
+@click.option(
+    "--store-db",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Read which items are valid from FILE instead of /var/guix/db/db.sqlite.",
+)
+@click.option(
+    "--nars",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Offer the NARs in DIR, which their narinfos are beside, instead of a store.",
+)
+@click.option(
+    "--acl",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Offer what keys in FILE vouch for, instead of /etc/guix/acl.",
+)
+@click.option(
+    "--tracker",
+    "trackers",
+    multiple=True,
+    metavar="URL",
+    help="Announce and publish to the tracker with this announce URL. Repeatable.",
+)
+@click.option(
+    "--substitute-url",
+    "substitute_urls",
+    multiple=True,
+    metavar="URL",
+    help="Look narinfos up at this substitute server. Repeatable.",
+)
+@click.option("--listen", multiple=True, metavar="HOST:PORT", help="Listen here. Repeatable.")
+@click.option("--dht/--no-dht", default=None, help="Announce in the DHT, or don't.")
+@click.option(
+    "--dht-node",
+    "dht_nodes",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Join the DHT here. Repeatable.",
+)
+@config_option
+def run_command(config: Path | None, **flags: object) -> None:
+    """Seed until a signal comes."""
+    settings = narswarm_settings.load(Settings, "seeder", file=config, flags=flags)
+    settings.check()
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="seeder: %(message)s", force=True
+    )
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
+    # Not at the top: scheduler, HTTP and cryptography take longer to import than `--help` takes.
+    from seeder.daemon import Seeder  # noqa: PLC0415
+
+    stop = threading.Event()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second one ends it at once
+        stop.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+
+    def ready(items: int, port: int) -> None:
+        logging.getLogger("seeder").info("ready: %d items, port %d", items, port)
+
+    if not Seeder(settings, stop).run(ready):
+        # Threads are left that wait for a server; the interpreter would wait for them.
+        logging.shutdown()
+        os._exit(ExitCode.OK)
+
+
+@seeder.command()
+@_state_option
+@json_option
+@config_option
+def status(config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Show what the running seeder does."""
+    settings = narswarm_settings.load(Settings, "seeder", file=config, flags={"state": state})
+    answer = control.ask(settings.state, "status")
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(describe(answer))
+
+
+def describe(answer: dict[str, Any]) -> str:
+    """Return what `seeder status` shows people."""
+    room = f"{format_size(answer['payload_bytes'])} of {format_size(answer['max_disk'])}"
+    rows = [
+        ("items", f"{answer['items']} offered"),
+        *(("", f"{count} {reason}") for reason, count in sorted(answer["not_offered"].items())),
+        ("payloads", room),
+        ("peers", f"{answer['peers']}"),
+        ("uploaded", format_size(answer["uploaded"])),
+        ("downloaded", format_size(answer["downloaded"])),
+        ("DHT nodes", f"{answer['dht_nodes']}"),
+        ("port", f"{answer['listen_port']}"),
+        ("publisher", answer["publisher"]),
+    ]
+    rows += [("no payloads", answer[name]) for name in ("codec", "full") if answer[name]]
+    for tracker in answer["trackers"]:
+        rows.append(("tracker", tracker["url"]))
+        rows.append(("", _said("published", tracker["published"], tracker["publish_message"])))
+        if tracker["pending"]:
+            rows.append(("", f"{tracker['pending']} to be published"))
+        rows.append(("", _said("announces", tracker["announces"], tracker["announce_message"])))
+    return "\n".join(f"{label:<12}{printable(value)}" for label, value in rows)
+
+
+def _said(what: str, count: int, message: str) -> str:
+    return f"{count} {what}, last error: {message}" if message else f"{count} {what}"
+
+
+def main() -> None:
+    """Run the command as a program."""
+    run(seeder)

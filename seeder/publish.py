@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tells trackers which torrents carry which NARs, until they know.
+
+A tracker that can't be reached is left alone for a while, and longer each time; one that refuses
+an item is asked about that item again a day later, since its ACL may have changed. What a tracker
+took is repeated after a week, in case it lost its index.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from narswarm.errors import NetworkError
+from narswarm.httpsig import PublisherKey
+from narswarm.trackerclient import RefusedError, TrackerIndex
+from seeder.state import Due, State
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE = 5.0
+LONGEST_PAUSE = 600.0
+REFUSED_PAUSE = 86_400.0
+REPEAT = 7 * 86_400.0
+BATCH = 100
+
+_BUSY = frozenset({408, 425, 429})
+
+
+@dataclass(slots=True)
+class _Tracker:
+    announce: str
+    index: TrackerIndex
+    failures: int = 0
+    paused_until: float = 0.0
+    said: str = ""
+
+
+class Publisher:
+    """Publishes what `State` says is due.
+
+    Args:
+        state: what there is.
+        key: whose claims these are.
+        trackers: announce URL and index of each tracker that has one.
+        clock: seconds since the epoch.
+        stopping: asked between two requests whether to stop.
+        published: told of each NAR that a tracker took.
+        rng: spreads what many seeders would otherwise do at the same time.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        key: PublisherKey,
+        trackers: Iterable[tuple[str, TrackerIndex]],
+        *,
+        clock: Callable[[], float],
+        stopping: Callable[[], bool],
+        published: Callable[[bytes], None],
+        rng: random.Random,
+    ) -> None:
+        self._state = state
+        self._key = key
+        self._trackers = [_Tracker(announce, index) for announce, index in trackers]
+        self._clock = clock
+        self._stopping = stopping
+        self._published = published
+        self._rng = rng
+
+    def run(self) -> None:
+        """Publish everything that is due, as far as trackers answer."""
+        for tracker in self._trackers:
+            # Bounded by what was due at the start, so that nothing can be sent round and round.
+            begin = self._clock()
+            while begin >= tracker.paused_until and not self._stopping():
+                batch = self._state.due(tracker.announce, begin, BATCH)
+                if not batch or not all(self._send(tracker, due) for due in batch):
+                    break
+
+    def publish(self, nar_hash: bytes) -> None:
+        """Publish one NAR that is new, to the trackers that aren't left alone."""
+        nar = self._state.get(nar_hash)
+        due = Due(nar.nar_hash, nar.torrent, nar.narinfo)
+        for tracker in self._trackers:
+            if self._clock() >= tracker.paused_until and not self._stopping():
+                self._send(tracker, due)
+
+    def _send(self, tracker: _Tracker, due: Due) -> bool:
+        """Send one; whether the tracker wants more."""
+        if self._stopping():
+            return False
+        now = self._clock()
+        try:
+            tracker.index.publish(self._key, due.nar_hash, due.torrent, due.narinfo, now)
+        except RefusedError as error:
+            if error.status not in _BUSY:
+                self._say(tracker, logging.WARNING, f"refuses items: {error.reason}")
+                self._state.refused(
+                    due.nar_hash, tracker.announce, now + REFUSED_PAUSE, error.reason
+                )
+                tracker.failures = 0
+                return True
+            self._pause(tracker, due, now, error.reason)
+            return False
+        except NetworkError as error:
+            self._pause(tracker, due, now, error.reason)
+            return False
+        if tracker.failures:
+            log.info("%s: answers again", tracker.announce)
+        tracker.failures = 0
+        tracker.said = ""
+        later = now + REPEAT * self._rng.uniform(0.8, 1.2)
+        self._state.published(due.nar_hash, tracker.announce, now, later)
+        self._published(due.nar_hash)
+        return True
+
+    def _pause(self, tracker: _Tracker, due: Due, now: float, reason: str) -> None:
+        """Leave a tracker alone, and let other items go first next time."""
+        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tracker.failures, 20))
+        seconds *= self._rng.uniform(0.8, 1.2)
+        tracker.failures += 1
+        tracker.paused_until = now + seconds
+        self._state.refused(due.nar_hash, tracker.announce, now + seconds, reason)
+        self._say(tracker, logging.WARNING, f"can't be published to: {reason}")
+
+    def _say(self, tracker: _Tracker, level: int, message: str) -> None:
+        """One line for each new reason, not for each item."""
+        if message != tracker.said:
+            tracker.said = message
+            log.log(level, "%s: %s", tracker.announce, message)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an operator can set for the seeder, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from narswarm.acl import GUIX_ACL
+from narswarm.errors import SettingsError
+from narswarm.guixdb import DEFAULT_DATABASE
+from narswarm.swarm_settings import SwarmSettings
+
+_ANNOUNCE = "/announce"
+_MIN_INTERVAL = 1.0
+
+
+class Tracker(NamedTuple):
+    """A tracker to announce to.
+
+    Attributes:
+        announce: its announce URL.
+        base: URL of its index, None for trackers without one (UDP).
+    """
+
+    announce: str
+    base: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The table `[seeder]` of the settings file."""
+
+    state: Path = field(
+        default=Path("/var/lib/narswarm/seeder"),
+        metadata={"help": "Directory of payloads, torrents and the publisher's key."},
+    )
+    store_db: Path = field(
+        default=DEFAULT_DATABASE, metadata={"help": "Database of guix-daemon, which is only read."}
+    )
+    store: Path = field(
+        default=Path("/gnu/store"), metadata={"help": "Where the files of store items are."}
+    )
+    nars: Path | None = field(
+        default=None,
+        metadata={
+            "help": "Offer the NARs of this directory, each with its signed narinfo beside it, "
+            "instead of a store: for machines without Guix."
+        },
+    )
+    acl: Path = field(
+        default=GUIX_ACL,
+        metadata={"help": "Keys whose narinfos vouch for items; nothing else is ever announced."},
+    )
+    trackers: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "Announce URLs, such as http://tracker.example.org:6969/announce."},
+    )
+    substitute_urls: tuple[str, ...] = field(
+        default=("https://bordeaux.guix.gnu.org", "https://ci.guix.gnu.org"),
+        metadata={
+            "help": "Substitute servers where narinfos are looked up. Each learns the hash parts "
+            "of this machine's store items."
+        },
+    )
+    listen: tuple[str, ...] = field(
+        default=("0.0.0.0:6881", "[::]:6881"),
+        metadata={"help": "HOST:PORT that peers connect to."},
+    )
+    dht: bool = field(default=True, metadata={"help": "Announce in the DHT."})
+    dht_nodes: tuple[str, ...] = field(
+        default=(), metadata={"help": "HOST:PORT of DHT nodes to begin with."}
+    )
+    private_network: bool = field(
+        default=False,
+        metadata={"help": "All nodes are on one private network (no limits per subnet)."},
+    )
+    lsd: bool = field(default=True, metadata={"help": "Announce on the local network."})
+    upnp: bool = field(default=True, metadata={"help": "Ask the router to forward the port."})
+    max_disk: int = field(
+        default=20 << 30,
+        metadata={"help": "Bytes that payloads may take.", "unit": "bytes"},
+    )
+    upload_rate: int = field(
+        default=0,
+        metadata={"help": "Bytes a second to send at most; 0 for no limit.", "unit": "bytes"},
+    )
+    workers: int = field(
+        default=0, metadata={"help": "Threads that compress; 0 for one on each core."}
+    )
+    scan_interval: float = field(
+        default=30.0,
+        metadata={"help": "How often new items are looked for.", "unit": "seconds"},
+    )
+    expiry_interval: float = field(
+        default=3600.0,
+        metadata={
+            "help": "How often payloads of items that were deleted are dropped.",
+            "unit": "seconds",
+        },
+    )
+    libtorrent: Mapping[str, int | bool | str] = field(
+        default_factory=dict, metadata={"help": "Settings of libtorrent by their own names."}
+    )
+
+    def check(self) -> None:
+        """Make sure that everything can be used.
+
+        Raises:
+            SettingsError: names what can't.
+        """
+        self.tracker_list()
+        for name in ("scan_interval", "expiry_interval"):
+            if getattr(self, name) < _MIN_INTERVAL:
+                raise SettingsError(f"seeder.{name}", "is less than a second")
+        for name in ("workers", "upload_rate", "max_disk"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"seeder.{name}", "is less than 0")
+        self.swarm().check()
+
+    def tracker_list(self) -> tuple[Tracker, ...]:
+        """The trackers, each once.
+
+        Raises:
+            SettingsError: something isn't an announce URL.
+        """
+        return tuple(dict.fromkeys(_tracker(url) for url in self.trackers))
+
+    def swarm(self, dht_state: bytes = b"") -> SwarmSettings:
+        """What the BitTorrent session is told."""
+        return SwarmSettings(
+            listen=self.listen,
+            dht=self.dht,
+            dht_nodes=self.dht_nodes,
+            dht_state=dht_state,
+            private_network=self.private_network,
+            lsd=self.lsd,
+            upnp=self.upnp,
+            role="seed",
+            extra=self.libtorrent,
+            upload_rate=self.upload_rate,
+        )
+
+
+def _tracker(url: str) -> Tracker:
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        named = False
+    if named and parts.scheme == "udp":
+        return Tracker(url, None)
+    if not (named and parts.scheme in ("http", "https") and parts.path.endswith(_ANNOUNCE)):
+        raise SettingsError(
+            url[:300] or "seeder.trackers",
+            "expected an announce URL such as http://HOST:PORT/announce",
+        )
+    return Tracker(url, url.split("?", 1)[0].removesuffix(_ANNOUNCE))
