@@ -59,10 +59,10 @@ def test_outputs_of_a_derivation(site: Site, fetcher: Callable[..., Fetcher]) ->
 
 def test_in_place_of_guix(site: Site, fetcher: Callable[..., Fetcher]) -> None:
     """As the daemon's GUIX the substituter does the same, and leaves all other work to guix."""
-    site.wait_published("tree", "e2e-middle", "e2e-leaf", "busybox")
+    site.wait_published("tree", "e2e-app", "e2e-middle", "e2e-leaf", "busybox")
     b = fetcher(Mode.USERS, program="GUIX")
-    b.build("tree", "e2e-middle")
-    b.assert_equal("tree", "e2e-middle", "e2e-leaf", "busybox")
+    b.build("tree", "e2e-app")
+    b.assert_equal("tree", "e2e-app", "e2e-middle", "e2e-leaf", "busybox")
     assert b.http_bytes() == 0
     # A build and a collection run `guix` for things other than substitutes.
     busybox = site.items["busybox"]

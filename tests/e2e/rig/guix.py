@@ -141,7 +141,9 @@ def nar_hash(node: Node, item: str) -> str:
 def has(node: Node, item: str) -> bool:
     """Whether the item is valid in the node's store, by the daemon's database."""
     query = f"SELECT count(*) FROM ValidPaths WHERE path = '{item}'"  # noqa: S608
-    return node.run("sqlite3", "/var/guix/db/db.sqlite", query).stdout.strip() == "1"
+    # The daemon may still be closing the database.
+    command = ("sqlite3", "-cmd", ".timeout 10000", "/var/guix/db/db.sqlite", query)
+    return node.run(*command).stdout.strip() == "1"
 
 
 def metadata(node: Node, item: str) -> list[str]:
