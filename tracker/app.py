@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException, LengthRequired
+from werkzeug.exceptions import HTTPException, LengthRequired, RequestEntityTooLarge
 
 from narswarm import base32, httpsig, narinfo
 from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
@@ -108,7 +108,6 @@ class TrackerApp:
     def wsgi(self) -> WSGIApplication:
         """Everything as one WSGI application."""
         app = Flask("tracker", static_folder=None)
-        app.config["MAX_CONTENT_LENGTH"] = publication.MAX_BODY
         nar = "/v1/nar/<string(length=52):nar_hash>"
         app.add_url_rule(nar, "nar", self._nar, methods=["GET"])
         app.add_url_rule(nar, "publish", self._publish, methods=["PUT"])
@@ -178,6 +177,9 @@ class TrackerApp:
         wanted = base32.decode(nar_hash)
         if request.content_length is None:
             raise LengthRequired
+        # Not MAX_CONTENT_LENGTH: older versions of Werkzeug apply it to forms only.
+        if request.content_length > publication.MAX_BODY:
+            raise RequestEntityTooLarge
         body = request.get_data(cache=False)
         now = self._clock()
         publisher = httpsig.verify_request("PUT", request.path, request.headers, body, now)

@@ -185,7 +185,8 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             # gunicorn takes over, and closes, the descriptors that it is given.
             "bind": [f"fd://{os.dup(listener.fileno())}" for listener in self._sockets],
             "workers": 1,
-            "worker_class": DeadlineWorker,
+            # A name: gunicorn 20 can't say a class in its log.
+            "worker_class": f"{__name__}.{DeadlineWorker.__name__}",
             "threads": self._settings.threads,
             "preload_app": False,
             "keepalive": 5,

@@ -230,7 +230,7 @@ def test_key_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["publisher.pem"]
     private = serialization.load_pem_private_key(path.read_bytes(), None)
     assert isinstance(private, Ed25519PrivateKey)
-    assert private.public_key().public_bytes_raw() == key.public
+    assert PublisherKey(private).public == key.public
 
 
 def test_losing_the_race_for_a_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
