@@ -129,7 +129,9 @@ def build(
     """
     done = node.run("guix", "build", *args, *items, check=check, timeout=timeout)
     # pytest shows it when the test fails.
-    print(f"$ guix build {' '.join([*args, *items])}   (on {node.name})\n{done.stdout}{done.stderr}")
+    print(
+        f"$ guix build {' '.join([*args, *items])}   (on {node.name})\n{done.stdout}{done.stderr}"
+    )
     return done.stdout + done.stderr
 
 

@@ -46,6 +46,7 @@ ENVIRONMENT = {
     "GUILE_AUTO_COMPILE": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
+_PREFIX = "narswarm-e2e-"
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -339,7 +340,9 @@ class Cluster:
     def __init__(self, rootfs: RootFs, parent: Path | None = None) -> None:
         self.rootfs = rootfs
         self.nodes: dict[str, Node] = {}
-        self.directory = Path(tempfile.mkdtemp(prefix="narswarm-e2e-", dir=parent))
+        parent = parent or Path(tempfile.gettempdir())
+        _remove_leftovers(parent)
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
         self._next = 1
         # `exec` keeps the process, so that its number stays the namespace's handle.
         script = "ip link add br0 type bridge && ip link set br0 up && echo ready && exec sleep inf"
@@ -380,6 +383,14 @@ class Cluster:
         """End a node and delete its files."""
         del self.nodes[node.name]
         node.close()
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Delete the files of runs that were killed; their processes ended with them."""
+    for directory in parent.glob(f"{_PREFIX}*"):
+        pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            subprocess.run(["rm", "-rf", "--one-file-system", directory], check=True)
 
 
 def family(pid: int) -> list[int]:

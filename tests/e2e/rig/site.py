@@ -78,6 +78,7 @@ class Site:
             "dht": True,
             "dht_nodes": self.dht_nodes,
             "lsd": False,
+            "upnp": False,
             "private_network": True,
             **more,
         }
@@ -88,6 +89,9 @@ class Site:
     def ensure(self, rules: Mapping[str, str] = BLOCKED) -> None:
         """Have all services running, and the proxy obey `rules`."""
         self.ensure_proxy(rules)
+        if not self._running("tracker"):
+            # A new tracker knows no peers, and the seeder has no reason to announce again soon.
+            self.stop("seeder")
         self.start_tracker()
         self.start_seeder()
 
