@@ -4,24 +4,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from narswarm import gcrypt, sexp
 from narswarm.acl import Acl
-from narswarm.errors import NarswarmError, SettingsError
+from narswarm.errors import NarswarmError, NotFoundError, SettingsError
 from narswarm.httpclient import HttpClient
 from narswarm.narinfo import Narinfo
 from narswarm.narinfos import NarinfoCache, NarinfoLookup
-from narswarm.trackerclient import TrackerIndex
 from substituter import options, report
 from substituter.settings import SubstituterSettings
 from substituter.torrents import Torrents
 
+if TYPE_CHECKING:
+    from narswarm.trackerclient import TrackerIndex
+
 _DISCOVERED = Path("/var/guix/discover/publish")
+_MAX_DISCOVERED_FILE = 64 << 10
 _READ_TIMEOUT = 10.0
+_TRACKER_TIMEOUT = 10.0
 _WORKERS = 16
+_NO_SIGNATURE: sexp.Sexp = [b"", [b"sig-val"], [b"data"], [b"public-key"]]
 
 
 class Context:
@@ -33,7 +40,7 @@ class Context:
         warn: shows one line to the user.
 
     Raises:
-        NarswarmError: the ACL is missing or malformed.
+        NarswarmError: the ACL is missing or malformed, or a setting is wrong.
     """
 
     def __init__(
@@ -49,16 +56,17 @@ class Context:
         self.client = HttpClient(_READ_TIMEOUT)
         self.executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="lookup")
         self._cache = NarinfoCache(settings.state / "narinfo")
-        self.indexes = [
-            TrackerIndex(self.client, base) for base in map(tracker_base, settings.trackers)
-        ]
-        self.torrents = Torrents(settings.state / "torrents", self.indexes, self.executor)
+        self.indexes = _indexes(self.client, settings.trackers)
+        self.torrents = Torrents(settings.state / "torrents", self.indexes)
         self._warned: set[str] = set()
+        # Raises now, while guix can still take over, where there is no libgcrypt.
+        gcrypt.verify(_NO_SIGNATURE)
         self._acl = b""
         self.reload_acl()
 
     def close(self) -> None:
         """Let go of threads and connections; a helper that is killed needs no such thing."""
+        self.torrents.close()
         self.executor.shutdown(cancel_futures=True)
         self.client.close()
 
@@ -68,24 +76,29 @@ class Context:
         Raises:
             NarswarmError: it is missing or malformed.
         """
-        acl = Acl.load(self.settings.acl)
-        text = self.settings.acl.read_bytes()
+        text = _read_acl(self.settings.acl)
         # A new look-up would forget which servers are down.
         if text != self._acl:
+            acl = Acl.parse(text, self.settings.acl)
             self._acl = text
             self._servers = NarinfoLookup(self.client, self.options.urls, acl, self._cache)
             mirrors = [index.narinfo_url for index in self.indexes]
             self._mirrors = NarinfoLookup(self.client, mirrors, acl, self._cache)
 
     def narinfos(self, paths: Iterable[str], timeout: float) -> dict[str, Narinfo]:
-        """Authorised narinfos: from the substitute servers, else as trackers mirror them."""
+        """Authorised narinfos: from the substitute servers, else as trackers mirror them.
+
+        Args:
+            paths: store paths.
+            timeout: seconds for all of it; servers that hang leave a half to the trackers.
+        """
         wanted = list(paths)
         deadline = time.monotonic() + timeout
-        found = self._servers.find(wanted, timeout, self.warn_once)
+        for_servers = timeout / 2 if self.indexes else timeout
+        found = self._servers.find(wanted, for_servers, self.warn_once)
         missing = [path for path in wanted if path not in found]
         if missing and self.indexes:
-            # What servers that hang have used up isn't taken from the trackers.
-            left = max(deadline - time.monotonic(), timeout / 2)
+            left = max(0.0, deadline - time.monotonic())
             found |= self._mirrors.find(missing, left, self.warn_once)
         return found
 
@@ -117,8 +130,12 @@ def tracker_base(announce: str) -> str:
     Raises:
         SettingsError: it isn't an HTTP URL that ends in `/announce`.
     """
-    parts = urlsplit(announce)
-    if parts.scheme not in ("http", "https") or not parts.path.endswith("/announce"):
+    try:
+        parts = urlsplit(announce)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https") or not announce.endswith("/announce"):
         raise SettingsError(announce, "expected an announce URL such as http://HOST:PORT/announce")
     return announce.removesuffix("announce").rstrip("/")
 
@@ -126,6 +143,26 @@ def tracker_base(announce: str) -> str:
 def _discovered() -> list[str]:
     try:
         with _DISCOVERED.open() as file:
-            return [line.strip() for line in file][: options.MAX_DISCOVERED]
+            lines = file.read(_MAX_DISCOVERED_FILE).split("\n")
     except (OSError, UnicodeDecodeError):
         return []
+    return [line.strip() for line in lines if line.strip()][: options.MAX_DISCOVERED]
+
+
+def _read_acl(path: Path) -> bytes:
+    """The text of the ACL, read once: what is compared is what counts."""
+    try:
+        with path.open("rb") as file:
+            return file.read(sexp.MAX_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise NotFoundError(path, reason[0].lower() + reason[1:]) from error
+
+
+def _indexes(client: HttpClient, trackers: Sequence[str]) -> list[TrackerIndex]:
+    bases = [tracker_base(announce) for announce in trackers]
+    if not bases:
+        return []
+    from narswarm.trackerclient import TrackerIndex  # noqa: PLC0415 -- slow, and for some
+
+    return [TrackerIndex(client, base, timeout=_TRACKER_TIMEOUT) for base in bases]

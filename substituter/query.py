@@ -8,6 +8,7 @@ looked up ahead, in the background; and the torrents of items are learned before
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,6 @@ from substituter.context import Context
 _MAX_AHEAD = 10_000
 """Items that are looked up ahead in one session."""
 _BATCH = 64
-_TORRENT_TIMEOUT = 10.0
 
 
 class Query:
@@ -87,6 +87,7 @@ class Ahead:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._seen: set[str] = set()
+        self._learned: set[bytes] = set()
         self._paths: deque[str] = deque()
         self._narinfos: deque[Narinfo] = deque()
         self._wake = threading.Condition()
@@ -106,6 +107,7 @@ class Ahead:
             self._wake.notify()
 
     def _work(self) -> None:
+        self._context.torrents.prune_if_due(time.time())
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._paths or self._narinfos)
@@ -122,15 +124,11 @@ class Ahead:
                 self._context.warn_once(f"looking ahead: {error}")
 
     def _learn(self, narinfos: Iterable[Narinfo]) -> None:
-        torrents = self._context.torrents
-        # All at once: each asks every tracker, on the executor's threads.
-        answers = [
-            torrents.ask(n.nar_hash, n.nar_size, _TORRENT_TIMEOUT, self._context.warn_once)
-            for n in narinfos
-            if not Path(n.store_path).exists()
-        ]
-        for answer in answers:
-            deque(answer, maxlen=0)
+        context = self._context
+        for narinfo in narinfos:
+            if narinfo.nar_hash not in self._learned and not Path(narinfo.store_path).exists():
+                self._learned.add(narinfo.nar_hash)
+                context.torrents.learn(narinfo.nar_hash, narinfo.nar_size, context.warn_once)
 
 
 def download_size(narinfo: Narinfo) -> int:

@@ -9,20 +9,44 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from narswarm import base32, metainfo
-from narswarm.errors import NarswarmError
+from narswarm.errors import NarswarmError, NetworkError
 from narswarm.files import write_atomically
+from narswarm.httpwire import UnreachableError
 from narswarm.payload import Kind
-from narswarm.trackerclient import TrackerIndex
+
+if TYPE_CHECKING:
+    from narswarm.trackerclient import IndexedTorrent, TrackerIndex
 
 MAX_PEERS = 50
+
+MAX_KNOWN = 16
+"""Torrents of one NAR that are read from disk: strangers may have named any number."""
+
+KEEP = 90 * 86400.0
+"""Seconds after which a torrent that no tracker has named again is removed."""
+
+PRUNE_INTERVAL = 86400.0
+"""Seconds from one clean-up to the next."""
+
+WORKERS = 4
+"""Requests that each tracker gets at a time: one that hangs must not keep others from answering."""
+
+BREAK = 10.0
+"""Seconds that a tracker which can't be reached is left alone."""
+
+MAX_FAILURES = 3
+"""Requests in a row that a tracker may fail until it is left alone, too."""
+
 _MAX_FILE = 8 << 20
+_STAMP = ".pruned"
 
 
 class Candidate(NamedTuple):
@@ -49,29 +73,34 @@ class Torrents:
     Args:
         directory: `<NarHash>/<infohash>.torrent` and `.peers`, `.bad` beside it.
         trackers: whose indexes are asked.
-        executor: asks them in parallel.
     """
 
-    def __init__(
-        self, directory: Path, trackers: Sequence[TrackerIndex], executor: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, directory: Path, trackers: Sequence[TrackerIndex]) -> None:
         self._directory = directory
-        self._trackers = trackers
-        self._executor = executor
+        self._trackers = [_Tracker(tracker) for tracker in trackers]
+        self._refused: set[tuple[bytes, str]] = set()
+
+    def close(self) -> None:
+        """Let go of the threads; a helper that is killed needs no such thing."""
+        for tracker in self._trackers:
+            tracker.executor.shutdown(cancel_futures=True)
 
     def known(self, nar_hash: bytes, nar_size: int) -> list[Candidate]:
         """Those learned before, the newest first."""
         directory = self._directory / base32.encode(nar_hash)
+        files = sorted(directory.glob("*.torrent"), key=_mtime, reverse=True)
         found = []
-        for file in sorted(directory.glob("*.torrent"), key=_mtime, reverse=True):
-            if file.with_suffix(".bad").exists():
+        for file in files[:MAX_KNOWN]:
+            if self._is_refused(nar_hash, file.stem):
                 continue
             try:
                 data = _read(file)
                 candidate = self._check(data, nar_hash, nar_size, str(file))
             except (OSError, NarswarmError):
                 continue
-            found.append(candidate._replace(peers=_read_peers(file.with_suffix(".peers"))))
+            # The name is what a refusal goes by.
+            if candidate.infohash == file.stem:
+                found.append(candidate._replace(peers=_read_peers(file.with_suffix(".peers"))))
         return found
 
     def ask(
@@ -82,68 +111,122 @@ class Torrents:
         Args:
             nar_hash: what is looked for.
             nar_size: from the authorised narinfo; bounds the payload.
-            timeout: seconds for all trackers together.
+            timeout: seconds for all trackers together. What has come when the caller is back for
+                more is still given afterwards.
             warn: gets one line per tracker that gave no proper answer.
         """
-        futures: dict[Future[list[Candidate]], TrackerIndex] = {
-            self._executor.submit(self._ask_one, tracker, nar_hash, nar_size): tracker
-            for tracker in self._trackers
-        }
+        deadline = time.monotonic() + timeout
+        pending = self._submit(nar_hash, nar_size)
         seen: set[str] = set()
         try:
-            for future in as_completed(futures, timeout=timeout):
-                try:
-                    candidates = future.result()
-                except NarswarmError as error:
-                    warn(str(error))
-                    continue
-                for candidate in candidates:
-                    if candidate.infohash not in seen:
-                        seen.add(candidate.infohash)
-                        yield candidate
-        except FutureTimeoutError:
-            return
+            while pending:
+                left = max(0.0, deadline - time.monotonic())
+                done, pending = wait(pending, left, FIRST_COMPLETED)
+                if not done:
+                    return
+                for future in done:
+                    for candidate in _result(future, warn):
+                        if candidate.infohash not in seen:
+                            seen.add(candidate.infohash)
+                            yield candidate
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def learn(self, nar_hash: bytes, nar_size: int, warn: Callable[[str], None]) -> None:
+        """Have the trackers asked in the background, and keep what they name."""
+        for future in self._submit(nar_hash, nar_size):
+            future.add_done_callback(lambda future: future.cancelled() or _result(future, warn))
 
     def refuse(self, nar_hash: bytes, infohash: str) -> None:
         """Never use a torrent again: its payload was not the NAR."""
+        self._refused.add((nar_hash, infohash))
         self._keep(self._path(nar_hash, infohash, "bad"), b"")
 
-    def _ask_one(self, tracker: TrackerIndex, nar_hash: bytes, nar_size: int) -> list[Candidate]:
-        entry = tracker.lookup(nar_hash)
-        if entry is None:
+    def prune_if_due(self, now: float) -> None:
+        """Remove torrents that haven't been named for long, once a day over all processes.
+
+        Args:
+            now: seconds since 1970.
+
+        Refusals stay: each has cost a download.
+        """
+        stamp = self._directory / _STAMP
+        try:
+            if 0 <= now - _mtime(stamp) < PRUNE_INTERVAL:
+                return
+            stamp.touch()
+            os.utime(stamp, (now, now))
+            for directory in self._directory.iterdir():
+                if directory.is_dir():
+                    _prune(directory, now)
+        except OSError:
+            pass  # nothing there, or another process is at it
+
+    def _submit(self, nar_hash: bytes, nar_size: int) -> set[Future[list[Candidate]]]:
+        return {
+            tracker.executor.submit(self._ask_one, tracker, nar_hash, nar_size)
+            for tracker in self._trackers
+            if not tracker.is_down()
+        }
+
+    def _ask_one(self, tracker: _Tracker, nar_hash: bytes, nar_size: int) -> list[Candidate]:
+        if tracker.is_down():
             return []
-        found = []
-        for listed in entry.torrents:
-            infohash = listed.infohash_v2.hex()
-            if self._path(nar_hash, infohash, "bad").exists():
-                continue
-            file = self._path(nar_hash, infohash, "torrent")
+        found: list[Candidate] = []
+        try:
+            entry = tracker.index.lookup(nar_hash)
+            for listed in entry.torrents if entry else ():
+                if not self._is_refused(nar_hash, listed.infohash_v2.hex()):
+                    found += self._obtain(tracker.index, listed, nar_hash, nar_size)
+        except NetworkError as error:
+            tracker.failed(error)
+            if not found:
+                # One subject for all its failures, so that they are told once.
+                raise NetworkError(tracker.index.announce_url, error.reason) from error
+        else:
+            tracker.succeeded()
+        return found
+
+    def _obtain(
+        self, index: TrackerIndex, listed: IndexedTorrent, nar_hash: bytes, nar_size: int
+    ) -> Iterator[Candidate]:
+        """The torrent that a tracker lists, from disk or from it, if it is what was listed."""
+        infohash = listed.infohash_v2.hex()
+        file = self._path(nar_hash, infohash, "torrent")
+        reads: tuple[Callable[[], bytes | None], ...] = (
+            lambda: _read(file),
+            lambda: index.torrent(nar_hash, listed.infohash_v2),
+        )
+        for read in reads:
             try:
-                data = _read(file)
-            except OSError:
-                answer = tracker.torrent(nar_hash, listed.infohash_v2)
-                if answer is None:
-                    continue
-                data = answer
-            try:
-                candidate = self._check(data, nar_hash, nar_size, tracker.announce_url)
-            except NarswarmError:
+                data = read()
+                if data is None:
+                    return
+                candidate = self._check(data, nar_hash, nar_size, index.announce_url)
+            except NetworkError:
+                raise
+            except (OSError, NarswarmError):
                 continue
             if candidate.infohash != infohash:
                 continue
-            candidate = candidate._replace(
-                peers=tuple((peer.address, peer.port) for peer in listed.peers[:MAX_PEERS])
-            )
             self._keep(file, data)
-            if candidate.peers:
-                self._keep(file.with_suffix(".peers"), json.dumps(candidate.peers).encode())
-            found.append(candidate)
-        return found
+            peers = tuple((peer.address, peer.port) for peer in listed.peers[:MAX_PEERS])
+            if peers:
+                self._keep(file.with_suffix(".peers"), json.dumps(peers).encode())
+            yield candidate._replace(peers=peers)
+            return
 
     def _check(self, data: bytes, nar_hash: bytes, nar_size: int, source: str) -> Candidate:
         meta = metainfo.decode(data, source)
         metainfo.require_for(meta, nar_hash, nar_size)
         return Candidate(data, meta.infohash_v2.hex(), meta.length, meta.kind)
+
+    def _is_refused(self, nar_hash: bytes, infohash: str) -> bool:
+        # Not Path.exists, which raises where a directory can't be entered.
+        return (nar_hash, infohash) in self._refused or os.path.exists(  # noqa: PTH110
+            self._path(nar_hash, infohash, "bad")
+        )
 
     def _path(self, nar_hash: bytes, infohash: str, suffix: str) -> Path:
         return self._directory / base32.encode(nar_hash) / f"{infohash}.{suffix}"
@@ -154,6 +237,31 @@ class Torrents:
             write_atomically(path, data)
         except OSError:
             pass  # a cache that can't be written only costs a look-up the next time
+
+
+class _Tracker:
+    """A tracker, the threads that ask it, and whether that makes sense."""
+
+    def __init__(self, index: TrackerIndex) -> None:
+        self.index = index
+        self.executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="tracker")
+        self._failures = 0
+        self._down_until = 0.0
+
+    def is_down(self) -> bool:
+        """Whether it is left alone for now."""
+        return time.monotonic() < self._down_until
+
+    def succeeded(self) -> None:
+        """Note that it answered."""
+        self._failures = 0
+
+    def failed(self, error: NetworkError) -> None:
+        """Note that it did not."""
+        self._failures += 1
+        if self._failures >= MAX_FAILURES or isinstance(error, UnreachableError):
+            self._failures = 0
+            self._down_until = time.monotonic() + BREAK
 
 
 def flatten(groups: Iterable[Iterable[Candidate]]) -> Iterator[Candidate]:
@@ -181,8 +289,31 @@ def _read(path: Path) -> bytes:
 
 
 def _read_peers(path: Path) -> tuple[tuple[str, int], ...]:
+    """Peers as `_ask_one` wrote them; libtorrent takes nothing but addresses and ports."""
     try:
         peers = json.loads(_read(path))
-        return tuple((str(host), int(port)) for host, port in peers[:MAX_PEERS])
-    except (OSError, ValueError, TypeError):
+        return tuple((str(ip_address(host)), _port(port)) for host, port in list(peers)[:MAX_PEERS])
+    except (OSError, ValueError, TypeError, RecursionError):
         return ()
+
+
+def _port(value: object) -> int:
+    if type(value) is not int or not 0 < value < 65536:
+        raise ValueError
+    return value
+
+
+def _result(future: Future[list[Candidate]], warn: Callable[[str], None]) -> list[Candidate]:
+    try:
+        return future.result()
+    except NarswarmError as error:
+        warn(str(error))
+        return []
+
+
+def _prune(directory: Path, now: float) -> None:
+    for file in directory.iterdir():
+        if file.suffix != ".bad" and _mtime(file) + KEEP < now:
+            file.unlink(missing_ok=True)
+    if not any(directory.iterdir()):
+        directory.rmdir()
