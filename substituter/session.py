@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import tempfile
 import threading
 import time
@@ -18,6 +20,9 @@ from substituter.settings import SubstituterSettings
 
 _ABANDONED = 24 * 3600.0
 """Seconds after which a download that nobody took up again is removed."""
+
+_SAVE_INTERVAL = 60.0
+"""Seconds from one saving of the DHT's nodes to the next."""
 
 
 class Session:
@@ -35,6 +40,7 @@ class Session:
         self._swarm: Swarm | None = None
         self._error: NarswarmError | None = None
         self._starter: threading.Thread | None = None
+        self._saved = -math.inf
         self.downloads = settings.state / "downloads"
 
     def start(self) -> None:
@@ -64,16 +70,23 @@ class Session:
             self._swarm.close()
 
     def save(self) -> None:
-        """Keep the DHT's nodes for the next helper, which then knows its way at once."""
-        if self._swarm is not None and self._settings.dht:
-            with contextlib.suppress(OSError):
+        """Keep the DHT's nodes for the next helper, which then knows its way at once.
+
+        A young session knows none yet, not even those that it began with: the file stays then.
+        """
+        now = time.monotonic()
+        if self._swarm is None or not self._settings.dht or now - self._saved < _SAVE_INTERVAL:
+            return
+        with contextlib.suppress(OSError, NarswarmError):
+            if self._swarm.counters()["dht_nodes"]:
                 write_atomically(self._dht_state, self._swarm.dht_state())
+                self._saved = now
 
     def _start(self) -> None:
-        self._prepare_downloads()
         settings = self._settings
         try:
-            self._swarm = Swarm(
+            self._prepare_downloads()
+            swarm = Swarm(
                 SwarmSettings(
                     listen=settings.listen,
                     dht=settings.dht,
@@ -86,20 +99,33 @@ class Session:
                     extra=settings.libtorrent,
                 )
             )
+            # Opens the sockets, which would else wait for the first item.
+            self._swarm = swarm.__enter__()
         except NarswarmError as error:
             self._error = error
             self._warn(str(error))
 
     def _prepare_downloads(self) -> None:
+        """Have a directory for downloads, without those that were abandoned.
+
+        Raises:
+            NarswarmError: there is no place for one at all.
+        """
         try:
             self.downloads.mkdir(parents=True, exist_ok=True)
             for file in self.downloads.iterdir():
                 with contextlib.suppress(OSError):
                     if file.stat().st_mtime < time.time() - _ABANDONED:
                         file.unlink()
+            if os.access(self.downloads, os.W_OK | os.X_OK):
+                return
         except OSError:
+            pass
+        try:
             # Not resumable, but it works.
             self.downloads = Path(tempfile.mkdtemp(prefix="narswarm-"))
+        except OSError as error:
+            raise NarswarmError(self.downloads, error.strerror or str(error)) from error
 
 
 def _read(path: Path) -> bytes:

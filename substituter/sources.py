@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +30,11 @@ class NarSource(Protocol):
         ...
 
 
+MIN_RATE = 8192
+"""Bytes per second that a swarm has to bring on average, or a peer that drips could hold an item
+for ever; HTTP servers have such a limit, too."""
+
+
 class Patience:
     """How long a swarm may keep quiet.
 
@@ -41,10 +47,10 @@ class Patience:
         self._first_byte = first_byte
         self._stall = stall
 
-    def __call__(self, progress: Progress) -> bool:
-        """Whether to give up."""
+    def __call__(self, progress: Progress, elapsed: float) -> bool:
+        """Whether to give up, `elapsed` seconds after the beginning."""
         limit = self._stall if progress.received else self._first_byte
-        return progress.idle > limit
+        return progress.idle > limit or elapsed > limit + progress.done / MIN_RATE
 
 
 class SwarmSource:
@@ -87,18 +93,23 @@ class SwarmSource:
             trackers=self._trackers,
             peers=self.candidate.peers,
         )
+        begin = time.monotonic()
         try:
             report.source(
                 f"bittorrent://{self.candidate.infohash}/{self._name}",
                 self.candidate.length,
                 lambda: _done(download),
             )
-            chunks = download.chunks(stall=self._patience)
+            chunks = download.chunks(
+                stall=lambda progress: self._patience(progress, time.monotonic() - begin)
+            )
             yield compression.decompress(
                 chunks, "zstd" if self.candidate.kind is Kind.ZSTD else "none", limit=self._nar_size
             )
         finally:
-            download.cancel(keep=False)
+            # A leftover file must not make a failure of an item that is in place.
+            with contextlib.suppress(OSError):
+                download.cancel(keep=False)
 
 
 class HttpSource:

@@ -25,6 +25,12 @@ from substituter.torrents import flatten
 
 _NARINFO_TIMEOUT = 30.0
 
+_MAX_QUICK = 3
+"""Torrents that are tried before HTTP: strangers may name many, each without a peer."""
+
+_MAX_PATIENT = 16
+"""Torrents that are tried when there is no other source."""
+
 
 class Substitute:
     """Substitutes the items of one session, one after another.
@@ -59,6 +65,7 @@ class Substitute:
                 self._context.warn(f"{' '.join(command.words[:1])}: internal error: {error!r}")
                 status = protocol.NOT_FOUND
             self._reply(status)
+            self._session.save()
 
     def _serve(self, command: protocol.Command) -> bytes:
         if command.verb != "substitute" or len(command.words) != 2:
@@ -75,7 +82,6 @@ class Substitute:
             except _NoSourceError as error:
                 report.note(str(error))
             else:
-                self._session.save()
                 return protocol.success(*item.digest)
         guix = realguix.find(self._context.settings.guix, self._context.environ)
         status = realguix.substitute(guix, path, destination, self._context.environ)
@@ -154,17 +160,23 @@ class Item:
         quick = Patience(settings.first_byte_timeout, settings.stall_timeout)
         patient = Patience(settings.patience, settings.patience)
         if narinfo.sources:
-            yield from self._swarms(narinfo, settings.lookup_timeout, quick)
+            swarms = self._swarms(narinfo, settings.lookup_timeout, quick)
+            yield from itertools.islice(swarms, _MAX_QUICK)
             yield from self._servers(narinfo)
-        yield from self._swarms(narinfo, settings.patience, patient)
+        swarms = self._swarms(narinfo, settings.patience, patient)
+        yield from itertools.islice(swarms, _MAX_PATIENT)
 
     def _swarms(self, narinfo: Narinfo, timeout: float, patience: Patience) -> Iterator[NarSource]:
         torrents = self._context.torrents
         known = torrents.known(narinfo.nar_hash, narinfo.nar_size)
         asked = torrents.ask(narinfo.nar_hash, narinfo.nar_size, timeout, self._context.warn_once)
         for candidate in flatten((known, asked)):
+            try:
+                swarm = self._session.swarm()
+            except NarswarmError:
+                return  # the session has said why; there are other ways
             yield SwarmSource(
-                self._session.swarm(),
+                swarm,
                 candidate,
                 narinfo.nar_size,
                 self._session.downloads,
