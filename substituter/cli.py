@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from narswarm.errors import NarswarmError
 
@@ -28,8 +27,7 @@ def main() -> None:
         elif first and first not in OURS and not first.startswith("-"):
             from substituter import realguix  # noqa: PLC0415
 
-            configured = os.environ.get("NARSWARM_SUBSTITUTER_GUIX")
-            guix = realguix.find(Path(configured) if configured else None, os.environ)
+            guix = realguix.find(realguix.configured(os.environ), os.environ)
             realguix.hand_over(guix, arguments, os.environ)
     except NarswarmError as error:
         print(f"substituter: {error}", file=sys.stderr)  # noqa: T201

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 
@@ -92,14 +91,18 @@ def _lines(value: object) -> list[str]:
     return ["" if value is None else str(value)]
 
 
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
 def _base(source: str) -> str:
-    return source.rpartition("/")[0] if urlsplit(source).scheme in ("http", "https") else ""
+    return source.partition("?")[0].rpartition("/")[0] if _is_url(source) else ""
 
 
 def _read(source: str) -> bytes:
-    if urlsplit(source).scheme in ("http", "https"):
-        client = HttpClient(_TIMEOUT)
-        response = client.request("GET", source, max_bytes=narinfo.MAX_BYTES)
+    if _is_url(source):
+        with HttpClient(_TIMEOUT) as client:
+            response = client.request("GET", source, max_bytes=narinfo.MAX_BYTES)
         if response.status != 200:
             raise NotFoundError(source, f"the server answered {response.status}")
         return response.body

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import BinaryIO, NoReturn
 
 from narswarm import settings as narswarm_settings
 from narswarm.errors import NarswarmError
@@ -29,11 +30,28 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
 
     Raises:
         NotFoundError: there is no real guix to hand over to.
+        NarswarmError: this isn't run by guix-daemon.
     """
     mode = arguments[0] if arguments else ""
     if mode not in ("--query", "--substitute"):
-        _hand_over(None, arguments, environ)
-    settings: SubstituterSettings | None = None
+        _hand_over(arguments, environ)
+    try:
+        # Else the first file that is opened here would be taken for the daemon.
+        os.fstat(REPLY_FD)
+    except OSError as error:
+        raise NarswarmError(
+            mode, f"descriptor {REPLY_FD} is not open; guix-daemon runs this"
+        ) from error
+    serve = _prepare(mode, arguments, environ)
+    serve(sys.stdin.buffer)
+    # guix-daemon kills helpers without a word: nothing is left that would need a farewell.
+    os._exit(0)
+
+
+def _prepare(
+    mode: str, arguments: Sequence[str], environ: Mapping[str, str]
+) -> Callable[[BinaryIO], None]:
+    """What serves the daemon; hands over to guix when there is no such thing."""
     try:
         settings = narswarm_settings.load(
             SubstituterSettings, section="substituter", file=None, environ=environ, flags={}
@@ -41,21 +59,18 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
         from substituter.context import Context  # noqa: PLC0415 -- only what is needed
 
         context = Context(settings, environ)
-    except NarswarmError as error:
-        report.warn(f"{error}; guix's own substituter is used")
-        _hand_over(settings, arguments, environ)
-        raise  # not reached: guix has taken over
-    if mode == "--query":
-        from substituter.query import Query  # noqa: PLC0415
+        if mode == "--query":
+            from substituter.query import Query  # noqa: PLC0415
 
-        Query(context, _reply).run(sys.stdin.buffer)
-    else:
+            return Query(context, _reply).run
         from substituter.session import Session  # noqa: PLC0415
         from substituter.substitute import Substitute  # noqa: PLC0415
 
-        Substitute(context, Session(settings, report.warn), _reply).run(sys.stdin.buffer)
-    # guix-daemon kills helpers without a word: nothing is left that would need a farewell.
-    os._exit(0)
+        return Substitute(context, Session(settings, report.warn), _reply).run
+    except Exception as error:  # noqa: BLE001 -- also a module that is missing mustn't stop builds
+        what = str(error) if isinstance(error, NarswarmError) else repr(error)
+        report.warn(f"{what}; guix's own substituter is used")
+        _hand_over(arguments, environ)
 
 
 def _reply(data: bytes) -> None:
@@ -63,12 +78,10 @@ def _reply(data: bytes) -> None:
     try:
         while data:
             data = data[os.write(REPLY_FD, data) :]
-    except BrokenPipeError:
-        os._exit(0)
+    except OSError:
+        os._exit(0)  # nobody is there to answer to
 
 
-def _hand_over(
-    settings: SubstituterSettings | None, arguments: Sequence[str], environ: Mapping[str, str]
-) -> None:
-    guix = realguix.find(settings.guix if settings else None, environ)
+def _hand_over(arguments: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    guix = realguix.find(realguix.configured(environ), environ)
     realguix.hand_over(guix, ["substitute", *arguments], environ)

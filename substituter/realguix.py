@@ -9,9 +9,11 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from narswarm.errors import NotFoundError
+from narswarm.errors import NarswarmError, NotFoundError
 from substituter.protocol import REPLY_FD
+from substituter.settings import SubstituterSettings
 
 _USUAL = (
     "/run/current-system/profile/bin/guix",
@@ -37,7 +39,9 @@ def find(configured: Path | None, environ: Mapping[str, str]) -> str:
     candidates += _USUAL
     ourselves = _resolve(sys.argv[0])
     for candidate in candidates:
-        if os.access(candidate, os.X_OK) and _resolve(candidate) != ourselves:
+        # X_OK alone is also true of directories.
+        usable = os.path.isfile(candidate) and os.access(candidate, os.X_OK)  # noqa: PTH113
+        if usable and _resolve(candidate) != ourselves:
             return candidate
     raise NotFoundError("guix", "the real one is neither configured nor in a usual place")
 
@@ -51,9 +55,34 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def hand_over(guix: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Become guix: for every command that isn't ours. Doesn't return."""
-    os.execve(guix, [guix, *arguments], environment(environ))  # noqa: S606 -- no shell wanted
+def configured(environ: Mapping[str, str]) -> Path | None:
+    """What the settings name as the real guix, as far as they can be read.
+
+    Build users run some of the commands that are handed over; the settings may not be for them.
+    """
+    from narswarm import settings  # noqa: PLC0415 -- not needed by those who have the settings
+
+    try:
+        return settings.load(SubstituterSettings, "substituter", environ=environ).guix
+    except NarswarmError:
+        named = environ.get("NARSWARM_SUBSTITUTER_GUIX")
+        return Path(named) if named else None
+
+
+def hand_over(guix: str, arguments: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Become guix, for every command that isn't ours.
+
+    Raises:
+        NotFoundError: it can't be run after all.
+    """
+    # Only `substitute` could lead back here; the others keep the extensions that a user has.
+    ours = arguments[:1] == ["substitute"]
+    try:
+        os.execve(  # noqa: S606 -- no shell wanted
+            guix, [guix, *arguments], environment(environ) if ours else dict(environ)
+        )
+    except OSError as error:
+        raise NotFoundError(guix, error.strerror or str(error)) from error
 
 
 def substitute(guix: str, item: str, destination: str, environ: Mapping[str, str]) -> bytes:

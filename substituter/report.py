@@ -33,7 +33,16 @@ def write_stderr(text: str) -> None:
 
 def warn(message: str) -> None:
     """Show one line to the user."""
-    write_stderr(f"substituter: {message}\n")
+    write_stderr(f"substituter: {plain(message)}\n")
+
+
+def plain(text: str) -> str:
+    r"""Return `text` on one line, with control characters as `\x1b`.
+
+    Messages quote strangers: file names of a NAR, answers of servers. A line break could forge
+    a line that the client believes to be guix-daemon's. (`narswarm.cli` has the same, with click.)
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Report:
@@ -117,7 +126,7 @@ class Report:
         """Show one line beside the progress."""
         with self._lock:
             self._write(
-                f"{'' if self._trace else chr(13) + chr(27) + '[K'}substituter: {message}\n"
+                f"{'' if self._trace else chr(13) + chr(27) + '[K'}substituter: {plain(message)}\n"
             )
 
     def _beat(self) -> None:
