@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 
 _READ = 1024 * 1024
 _DERIVATION = ".drv"
+_NARINFO = ".narinfo"
+_NAR = ".nar"
 
 
 class Item(NamedTuple):
@@ -88,12 +92,21 @@ class StoreInventory:
         return nar.dump(self._store / storepath.parse(item.store_path).base_name)
 
 
+class _Pair(NamedTuple):
+    """A NAR and its narinfo, as files of one directory."""
+
+    item: Item
+    narinfo: str
+    nar: str
+
+
 class NarDirectory:
     """A directory of NARs with their narinfos.
 
     What has a name that ends in `.narinfo` is a narinfo; the NAR is beside it as
     `<base name of the store item>.nar`, `<hash part>.nar` or `<name of the narinfo>.nar`. The
-    narinfo says what the NAR is, and `seeder.vouchers` whether it may say so.
+    narinfo says what the NAR is, and `seeder.vouchers` whether it may say so. Narinfos without a
+    NAR are none of this machine's items.
 
     Args:
         directory: with both.
@@ -101,61 +114,77 @@ class NarDirectory:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._ignored: set[str] = set()
+        self._lock = threading.Lock()
+        self._parsed: dict[str, tuple[int, Item | None]] = {}
 
     def items(self, after: int = 0) -> Iterator[Item]:
-        """See `Inventory`; the order is that in which the narinfos were written."""
-        try:
-            with os.scandir(self._directory) as entries:
-                found = sorted(
-                    (entry.stat().st_mtime_ns, entry.name)
-                    for entry in entries
-                    if entry.name.endswith(".narinfo")
-                )
-        except OSError as error:
-            raise NotFoundError(self._directory, error.strerror or str(error)) from None
-        for order, name in found:
-            if order <= after:
-                continue
-            try:
-                yield _described(order, _parse(self._directory / name))
-            except NarswarmError as error:
-                if name not in self._ignored:
-                    self._ignored.add(name)
-                    log.warning("%s: %s", name, error)
+        """See `Inventory`; the order is that in which the files were written."""
+        items = sorted(pair.item for pair in self._pairs().values())
+        return iter([item for item in items if item.order > after])
 
     def item(self, store_path: str) -> Item | None:
         """See `Inventory`."""
-        return next((item for item in self.items() if item.store_path == store_path), None)
+        pair = self._pairs().get(store_path)
+        return None if pair is None else pair.item
 
     def narinfo(self, store_path: str) -> narinfo.Narinfo | None:
         """The narinfo of an item, whoever signed it; None if there is none any more."""
-        part = storepath.parse(store_path).hash_part
-        for path in (self._directory / f"{part}.narinfo", *self._directory.glob("*.narinfo")):
-            try:
-                parsed = _parse(path)
-            except NarswarmError:
-                continue
-            if parsed.store_path == store_path:
-                return parsed
+        pair = self._pairs().get(store_path)
+        if pair is None:
+            return None
+        with contextlib.suppress(NarswarmError):
+            return _parse(self._directory / pair.narinfo)
         return None
 
     def open(self, item: Item) -> Iterator[bytes]:
         """See `Inventory`."""
-        name = storepath.parse(item.store_path)
-        for stem in (name.base_name, name.hash_part, *self._stems(item.store_path)):
-            path = self._directory / f"{stem}.nar"
-            if path.is_file():
-                return _read(path)
-        raise NotFoundError(item.store_path, f"has no {name.base_name}.nar in {self._directory}")
+        pair = self._pairs().get(item.store_path)
+        if pair is None:
+            raise NotFoundError(item.store_path, f"has no NAR in {self._directory}")
+        return _read(self._directory / pair.nar)
 
-    def _stems(self, store_path: str) -> Iterator[str]:
-        for path in self._directory.glob("*.narinfo"):
+    def _pairs(self) -> dict[str, _Pair]:
+        """What is there now, by store path; only what changed is read."""
+        try:
+            with os.scandir(self._directory) as entries:
+                changed = {
+                    entry.name: entry.stat().st_mtime_ns
+                    for entry in entries
+                    if entry.name.endswith((_NARINFO, _NAR))
+                }
+        except OSError as error:
+            raise NotFoundError(self._directory, error.strerror or str(error)) from None
+        pairs: dict[str, _Pair] = {}
+        with self._lock:
+            self._parsed = {name: seen for name, seen in self._parsed.items() if name in changed}
+            for name in sorted(changed):
+                item = self._described(name, changed[name]) if name.endswith(_NARINFO) else None
+                if item is None:
+                    continue
+                nar_name = _nar_name(item.store_path, name, changed)
+                if nar_name is not None:
+                    order = max(changed[name], changed[nar_name])
+                    pairs[item.store_path] = _Pair(item._replace(order=order), name, nar_name)
+        return pairs
+
+    def _described(self, name: str, changed: int) -> Item | None:
+        """The item of a narinfo; None, and a warning once, if it isn't one."""
+        seen = self._parsed.get(name)
+        if seen is None or seen[0] != changed:
+            item = None
             try:
-                if _parse(path).store_path == store_path:
-                    yield path.name.removesuffix(".narinfo")
-            except NarswarmError:
-                continue
+                info = _parse(self._directory / name)
+                item = Item(changed, info.store_path, info.nar_hash, info.nar_size)
+            except NarswarmError as error:
+                log.warning("%s: %s", name, error)
+            seen = self._parsed[name] = (changed, item)
+        return seen[1]
+
+
+def _nar_name(store_path: str, narinfo_name: str, names: Container[str]) -> str | None:
+    item = storepath.parse(store_path)
+    stems = (item.base_name, item.hash_part, narinfo_name.removesuffix(_NARINFO))
+    return next((f"{stem}{_NAR}" for stem in stems if f"{stem}{_NAR}" in names), None)
 
 
 def _parse(path: Path) -> narinfo.Narinfo:
@@ -167,10 +196,6 @@ def _parse(path: Path) -> narinfo.Narinfo:
     if len(raw) > narinfo.MAX_BYTES:
         raise InvalidInputError(path, f"is longer than {narinfo.MAX_BYTES} bytes")
     return narinfo.parse(raw)
-
-
-def _described(order: int, info: narinfo.Narinfo) -> Item:
-    return Item(order, info.store_path, info.nar_hash, info.nar_size)
 
 
 def _read(path: Path) -> Iterator[bytes]:

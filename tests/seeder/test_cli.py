@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command as users and service managers start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from narswarm.errors import ExitCode
+from seeder import cli
+from tests.seeder.conftest import Server, World
+
+ANSWER: dict[str, Any] = {
+    "items": 3,
+    "not_offered": {"not vouched for": 2},
+    "payload_bytes": 2048,
+    "max_disk": 1 << 30,
+    "full": "",
+    "codec": "",
+    "peers": 1,
+    "uploaded": 1536,
+    "downloaded": 0,
+    "dht_nodes": 7,
+    "listen_port": 6881,
+    "publisher": "abc=",
+    "started": 1,
+    "trackers": [
+        {
+            "url": "http://t/announce",
+            "announces": 4,
+            "announce_errors": 0,
+            "announce_message": "",
+            "published": 2,
+            "pending": 1,
+            "publish_message": "refused\x1b",
+        }
+    ],
+}
+
+
+def test_a_status_for_people() -> None:
+    """One fact a line; what strangers said can't steer the terminal."""
+    assert cli.describe(ANSWER).splitlines() == [
+        "items       3 offered",
+        "            2 not vouched for",
+        "payloads    2.0 KiB of 1.0 GiB",
+        "peers       1",
+        "uploaded    1.5 KiB",
+        "downloaded  0 B",
+        "DHT nodes   7",
+        "port        6881",
+        "publisher   abc=",
+        "tracker     http://t/announce",
+        "            2 published, last error: refused\\x1b",
+        "            1 to be published",
+        "            4 announces",
+    ]
+
+
+def test_a_status_says_why_nothing_is_made() -> None:
+    """The codec and a full disk are what an operator has to know."""
+    text = cli.describe(ANSWER | {"codec": "libzstd 1: other", "full": "dir: full"})
+    assert "no payloads libzstd 1: other\nno payloads dir: full\n" in text
+
+
+class Process:
+    """`seeder run` in a process of its own."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "seeder", "run", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PATH": os.environ["PATH"]},
+        )
+        self.lines: list[str] = []
+
+    def read_until(self, start: str) -> str:
+        """Read its messages until one begins so."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith(start):
+                return self.lines[-1]
+        raise AssertionError(f"it ended without saying {start!r}: {self.lines}")
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, and wait."""
+        self.process.send_signal(number)
+        assert self.process.stderr is not None
+        with self.process.stderr:
+            self.lines += self.process.stderr.read().splitlines()
+        return self.process.wait(20)
+
+
+Run = Callable[..., Process]
+
+
+@pytest.fixture
+def run(world: World) -> Iterator[Run]:
+    """Run seeders; those that are left are killed."""
+    processes: list[Process] = []
+    file = world.root / "narswarm.toml"
+    file.write_text(
+        "[seeder]\nlsd = false\nupnp = false\nprivate_network = true\nworkers = 1\n",
+        encoding="utf-8",
+    )
+
+    def start(*arguments: str) -> Process:
+        common = ["--config", str(file), "--state", str(world.root / "state")]
+        common += ["--nars", str(world.nars), "--acl", str(world.acl)]
+        common += ["--listen", "127.0.0.1:0", "--no-dht", *arguments]
+        processes.append(Process(common))
+        return processes[-1]
+
+    yield start
+    for each in processes:
+        if each.process.poll() is None:
+            each.end(signal.SIGKILL)
+
+
+def status(world: World, *arguments: str) -> tuple[int, str]:
+    """Run `seeder status`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "seeder", "status", "--state", world.root / "state", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_life(world: World, server: Server, run: Run) -> None:
+    """Ready, seeding, asked, refused a second time, killed, started again, ended."""
+    made = world.make()
+    world.put_nar(made)
+    first = run("--tracker", f"{server.url}/announce")
+    assert first.read_until("seeder: ready").startswith("seeder: ready: 0 items, port ")
+    first.read_until(f"seeder: seeding {made.path}: ")
+    code, text = status(world, "--json")
+    assert (code, json.loads(text)["items"]) == (ExitCode.OK, 1)
+    second = run()
+    assert second.read_until("seeder: ") == (
+        f"seeder: {world.root / 'state'}: is in use by the seeder "
+        f"with process id {first.process.pid}"
+    )
+    assert second.end() == ExitCode.BUSY
+    assert first.end(signal.SIGKILL) == -signal.SIGKILL
+    third = run("--tracker", f"{server.url}/announce")
+    third.read_until("seeder: ready: 1 items, port ")
+    assert status(world)[0] == ExitCode.OK
+    assert third.end() == ExitCode.OK
+    assert third.lines == third.lines[:1]
+    assert status(world) == (
+        ExitCode.NOT_FOUND,
+        f"seeder: {world.root / 'state'}: no seeder runs with this state directory\n",
+    )
+
+
+def test_interrupted(run: Run) -> None:
+    """Ctrl-C ends it like a service manager does."""
+    seeder = run()
+    seeder.read_until("seeder: ready")
+    assert seeder.end(signal.SIGINT) == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (
+            ["run", "--tracker", "nonsense"],
+            ExitCode.SETTINGS,
+            "nonsense: expected an announce URL such as http://HOST:PORT/announce",
+        ),
+        (["run", "--dht-node", "x"], ExitCode.SETTINGS, "x: is not HOST:PORT"),
+        (["run", "--config", "/nonexistent"], ExitCode.SETTINGS, "/nonexistent: No such file"),
+        (["status", "--state", "/nonexistent"], ExitCode.NOT_FOUND, "/nonexistent: no seeder runs"),
+    ],
+)
+def test_errors(
+    arguments: list[str],
+    code: ExitCode,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line, and the exit code of the table."""
+    monkeypatch.setattr(sys, "argv", ["seeder", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err.startswith(f"seeder: {message}")
+
+
+def test_help() -> None:
+    """Every option says what it does."""
+    text = CliRunner().invoke(cli.seeder, ["run", "--help"]).output
+    for option in ("--state", "--store-db", "--nars", "--acl", "--tracker", "--substitute-url"):
+        assert option in text

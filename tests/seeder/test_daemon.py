@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A whole seeder: real session, real sockets, on loopback."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from narswarm import bencoding
+from narswarm.errors import BusyError, CodecError, NetworkError, NotFoundError
+from narswarm.swarm import Swarm, SwarmSettings
+from seeder import control, daemon
+from seeder.daemon import Seeder, raise_file_limit
+from seeder.settings import Settings
+from tests.seeder.conftest import Made, Server, World
+
+
+class Running:
+    """A seeder in a thread of the test."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.items = self.port = -1
+        self.ended = False
+        self.failure: BaseException | None = None
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._ready.wait(20)
+        self._raise()
+
+    def _raise(self) -> None:
+        if self.failure is not None:
+            self._thread.join()
+            raise self.failure
+
+    def _run(self) -> None:
+        try:
+            self.ended = Seeder(self.settings, self._stop).run(self._is_ready)
+        except BaseException as error:  # noqa: BLE001  raised again by the test's thread
+            self.failure = error
+            self._ready.set()
+
+    def _is_ready(self, items: int, port: int) -> None:
+        self.items, self.port = items, port
+        self._ready.set()
+
+    def status(self) -> dict[str, Any]:
+        """What it says of itself."""
+        return control.ask(self.settings.state, "status")
+
+    def stop(self) -> None:
+        """End it, and make sure that nothing is left."""
+        self._stop.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        assert self.ended
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(world: World) -> Iterator[Start]:
+    """Start seeders; they are ended at the end."""
+    started: list[Running] = []
+
+    def run(**values: Any) -> Running:
+        fields: dict[str, Any] = {
+            "state": world.root / "state",
+            "acl": world.acl,
+            "nars": world.nars,
+            "substitute_urls": (),
+            "listen": ("127.0.0.1:0",),
+            "dht": False,
+            "lsd": False,
+            "upnp": False,
+            "private_network": True,
+        }
+        started.append(Running(Settings(**(fields | values))))
+        return started[-1]
+
+    yield run
+    for each in started:
+        each.stop()
+
+
+def fetch(seeder: Running, torrent: bytes, directory: Path) -> bytes:
+    """Get a payload from a seeder, and decompress it."""
+    settings = SwarmSettings(
+        listen=("127.0.0.1:0",), dht=False, lsd=False, upnp=False, private_network=True
+    )
+    with Swarm(settings) as swarm:
+        download = swarm.fetch(torrent, directory, peers=[("127.0.0.1", seeder.port)])
+        payload = b"".join(download.chunks(stall=lambda progress: progress.idle > 15))
+    return zstandard.ZstdDecompressor().stream_reader(payload, read_across_frames=True).read()
+
+
+def publication(server: Server, made: Made) -> bytes:
+    """The torrent that was published for an item."""
+    for body in server.published:
+        content = bencoding.decode(body, "body")
+        assert isinstance(content, dict)
+        info = content[b"narinfo"]
+        assert isinstance(info, bytes)
+        if made.path.encode() in info:
+            torrent = content[b"torrent"]
+            assert isinstance(torrent, bytes)
+            return torrent
+    raise AssertionError(f"{made.path} was not published")
+
+
+def test_nars_of_a_directory(world: World, server: Server, start: Start) -> None:
+    """What lies in a directory is published, announced, and can be fetched."""
+    made = world.make("hello", b"hello" * 50_000)
+    world.put_nar(made)
+    seeder = start(trackers=(f"{server.url}/announce",))
+    assert seeder.items == 0
+    server.wait(lambda: server.published and server.announced)
+    assert f"port={seeder.port}" in server.announced[0]
+    torrent = publication(server, made)
+    assert fetch(seeder, torrent, world.root) == made.nar
+    status = seeder.status()
+    assert status["uploaded"] == status["payload_bytes"] > 0
+    assert (status["items"], status["listen_port"]) == (1, seeder.port)
+    (tracker,) = status["trackers"]
+    assert (tracker["published"], tracker["pending"]) == (1, 0)
+    seeder.stop()
+    again = start(trackers=(f"{server.url}/announce",))
+    assert again.items == 1
+    assert len(server.published) == 1
+    assert fetch(again, torrent, world.root / "again") == made.nar
+
+
+def test_items_of_a_store(world: World, server: Server, start: Start) -> None:
+    """Of the store's items those are offered for which a substitute server's narinfo vouches."""
+    public, private = world.make("public", b"1"), world.make("private", b"2")
+    for made in (public, private):
+        world.register(made)
+    server.files[f"/{public.path.rpartition('/')[2][:32]}.narinfo"] = public.narinfo
+    seeder = start(
+        nars=None,
+        store_db=world.database,
+        store=world.store,
+        substitute_urls=(server.url,),
+        trackers=(f"{server.url}/announce",),
+    )
+    server.wait(lambda: server.published)
+    assert fetch(seeder, publication(server, public), world.root) == public.nar
+    seeder.stop()
+    assert len(server.published) == 1
+    assert len(list((world.root / "state").rglob("*.zst"))) == 1
+
+
+def test_one_seeder_for_a_state(start: Start) -> None:
+    """The second one ends at once and says who is first; the first one is not disturbed."""
+    first = start()
+    with pytest.raises(BusyError, match="is in use by the seeder with process id"):
+        start()
+    assert first.status()["items"] == 0
+
+
+def test_what_has_to_be_there(world: World, start: Start) -> None:
+    """Errors of the start are raised, and leave the state to the next seeder."""
+    with pytest.raises(NotFoundError) as caught:
+        start(acl=world.root / "none")
+    assert str(caught.value) == f"{world.root / 'none'}: No such file or directory"
+    first = start()
+    with pytest.raises(NetworkError) as busy:
+        start(state=world.root / "other", listen=(f"127.0.0.1:{first.port}",))
+    assert str(busy.value) == f"127.0.0.1:{first.port}: Address already in use"
+    start(state=world.root / "other")
+
+
+def test_a_job_that_fails_is_tried_again(
+    world: World, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing directory of NARs is a line in the log; the seeder goes on."""
+    said = threading.Event()
+    monkeypatch.setattr(daemon.log, "warning", lambda *_: said.set())
+    seeder = start(nars=world.root / "later")
+    assert said.wait(20)
+    assert seeder.status()["items"] == 0
+
+
+def test_another_zstd_still_seeds(
+    world: World,
+    server: Server,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Without the codec of profile 1 nothing new is made, and everybody is told why."""
+    made = world.make()
+    world.put_nar(made)
+    first = start(trackers=(f"{server.url}/announce",))
+    server.wait(lambda: server.published)
+    first.stop()
+
+    def other() -> None:
+        raise CodecError("libzstd 1.5.8", "payloads of profile 1 are made by libzstd 1.5.7 only")
+
+    monkeypatch.setattr(daemon, "check_codec", other)
+    second = start(trackers=(f"{server.url}/announce",))
+    reason = "libzstd 1.5.8: payloads of profile 1 are made by libzstd 1.5.7 only"
+    assert second.items == 1
+    assert second.status()["codec"] == reason
+    assert f"{reason}; what is here already is seeded all the same" in caplog.messages
+    assert fetch(second, publication(server, made), world.root) == made.nar
+
+
+def test_the_dht_s_nodes_are_kept(world: World, start: Start) -> None:
+    """A seeder that ends leaves what it knows of the DHT to the next."""
+    seeder = start(dht=True)
+    assert seeder.status()["dht_nodes"] == 0
+    seeder.stop()
+    assert b"dht state" in (world.root / "state" / "dht.state").read_bytes()
+    start(dht=True)
+
+
+def test_the_limit_of_open_files_is_raised() -> None:
+    """A session refuses peers beyond the number of files that it may open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        raise_file_limit()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert soft == (daemon.MAX_FILES if hard < 0 else min(hard, daemon.MAX_FILES))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

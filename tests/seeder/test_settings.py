@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the seeder refuses to be told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narswarm import settings as narswarm_settings
+from narswarm.errors import SettingsError
+from seeder.settings import Settings, Tracker
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://t.example:6969/announce", "http://t.example:6969"),
+        ("https://t.example/a/announce", "https://t.example/a"),
+        ("http://t.example/announce?key=1", "http://t.example"),
+        ("udp://t.example:6969", None),
+        ("udp://t.example:6969/announce", None),
+    ],
+)
+def test_trackers(url: str, base: str | None) -> None:
+    """The index of a tracker is beside its announce URL; over UDP there is none."""
+    assert Settings(trackers=(url, url)).tracker_list() == (Tracker(url, base),)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "t.example",
+        "http://t.example",
+        "http://t.example/announce/",
+        "http:///announce",
+        "http://t.example:0/announce",
+        "http://t.example:99999/announce",
+        "ftp://t.example/announce",
+        "http://[::1/announce",
+    ],
+)
+def test_what_is_no_tracker(url: str) -> None:
+    """Something that nobody could announce to is refused at the start."""
+    with pytest.raises(SettingsError) as caught:
+        Settings(trackers=(url,)).check()
+    assert str(caught.value) == (
+        f"{url}: expected an announce URL such as http://HOST:PORT/announce"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"trackers": ("",)},
+            "seeder.trackers: expected an announce URL such as http://HOST:PORT/announce",
+        ),
+        ({"scan_interval": 0.9}, "seeder.scan_interval: is less than a second"),
+        ({"expiry_interval": 0.0}, "seeder.expiry_interval: is less than a second"),
+        ({"workers": -1}, "seeder.workers: is less than 0"),
+        ({"upload_rate": -1}, "seeder.upload_rate: is less than 0"),
+        ({"max_disk": -1}, "seeder.max_disk: is less than 0"),
+        ({"dht_nodes": ("x",)}, "x: is not HOST:PORT"),
+    ],
+)
+def test_what_is_refused(values: dict[str, Any], message: str) -> None:
+    """Each error names the setting."""
+    with pytest.raises(SettingsError) as caught:
+        Settings(**values).check()
+    assert str(caught.value) == message
+
+
+def test_defaults_are_fine() -> None:
+    """A seeder without a settings file starts."""
+    Settings().check()
+    assert Settings().swarm().role == "seed"
+
+
+def test_every_setting_is_explained_and_can_be_read(tmp_path: Path) -> None:
+    """What `describe` writes is a settings file again."""
+    for field in dataclasses.fields(Settings):
+        assert field.metadata["help"].endswith(".")
+    text = narswarm_settings.describe(Settings, "seeder")
+    file = tmp_path / "narswarm.toml"
+    file.write_text(text.replace("\n#", "\n").replace('nars = "/"\n', ""), encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("# ")]
+    file.write_text(
+        "\n".join(line.removeprefix("#") for line in lines if not line.startswith("#nars")),
+        encoding="utf-8",
+    )
+    assert narswarm_settings.load(Settings, "seeder", file=file, environ={}) == Settings()
