@@ -39,6 +39,8 @@ BIN = Path(sys.prefix) / "bin"
 DEADLINE = 60.0
 """Seconds that any single step may take."""
 
+SEEDERS = 2
+
 
 class Item(NamedTuple):
     """A sample store item.
@@ -98,11 +100,25 @@ class Demo:
         address = self._start_tracker()
         self._tracker = f"http://{address}"
         print(f"tracker     {self._tracker}/announce")
-        for number in (1, 2):
-            port = self._start_seeder(number, len(items))
-            print(f"seeder {number}    127.0.0.1:{port}, {len(items)} items")
-        print()
+        for number in range(1, SEEDERS + 1):
+            print(f"seeder {number}    127.0.0.1:{self._start_seeder(number)}")
+        self._await_swarms(items, SEEDERS)
+        print(f"{len(items)} items in the index, each with {SEEDERS} seeds\n")
         return self._report(items)
+
+    def _await_swarms(self, items: list[Item], seeders: int) -> None:
+        """Wait until the tracker knows all items and where each seeder has them."""
+        index = TrackerIndex(HttpClient(), self._tracker)
+        deadline = time.monotonic() + DEADLINE
+        missing = list(items)
+        while missing:
+            entry = index.lookup(missing[-1].nar_hash)
+            if entry and len(entry.torrents[0].peers) == seeders:
+                missing.pop()
+            elif time.monotonic() > deadline:
+                sys.exit(f"demo: {missing[-1].path}: was not published")
+            else:
+                time.sleep(0.05)
 
     def _report(self, items: list[Item]) -> int:
         heading = ("item", "NAR size", "from peers", "seconds", "verdict")
@@ -159,11 +175,11 @@ class Demo:
         )
         return line.partition("http://")[2].split()[0].rstrip("/")
 
-    def _start_seeder(self, number: int, items: int) -> str:
+    def _start_seeder(self, number: int) -> str:
         state = self._folder / f"seeder-{number}"
         line = self._start(
             "seeder",
-            f"ready: {items} items",
+            "seeder: ready: ",
             *("run", "--state", str(state), "--nars", str(self._nars), "--no-dht"),
             *("--acl", str(self._folder / "acl"), "--tracker", f"{self._tracker}/announce"),
             *("--listen", "127.0.0.1:0"),
@@ -195,7 +211,7 @@ class Demo:
     def _lying_torrent(self) -> bool:
         """Somebody seeds, under the name of a vouched NAR, something else."""
         victim = describe(write(self._folder / "victim", b"what was signed\n" * 5000), self._key)
-        fake = write(self._folder / "fake", b"what was not ...\n" * 5000)
+        fake = write(self._folder / "fake", b"what was forged\n" * 5000)
         payload = self._folder / file_name(victim.nar_hash)
         hasher = PieceHasher()
         with payload.open("wb") as file, FrameCompressor(nar.dump(fake)) as frames:
@@ -213,6 +229,7 @@ class Demo:
         )
         with Swarm(settings) as swarm:
             swarm.seed(torrent, payload, [f"{self._tracker}/announce"])
+            self._await_swarms([victim], 1)
             with Substituter(self._folder, self._tracker) as substituter:
                 outcome, good = self._substitute(substituter, victim)
         gone = not (self._store / victim.path.rpartition("/")[2]).exists()
@@ -256,78 +273,93 @@ class Substituter:
 
     def __enter__(self) -> Self:
         """Start the long-running one, which substitutes."""
-        self._process, self._commands, self._replies = self._spawn("--substitute")
+        self._helper = Helper("--substitute", self._environment)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it as guix-daemon does: by closing its input and SIGKILL."""
-        os.close(self._commands)
-        self._process.kill()
-        self._process.wait()
-        os.close(self._replies)
-        assert self._process.stderr is not None
-        self._process.stderr.close()
+        """End it."""
+        self._helper.end()
 
     def available(self, path: str) -> bool:
         """Whether `--query` offers the item."""
-        process, commands, replies = self._spawn("--query")
-        os.write(commands, f"info {path} \n".encode())
-        reply = self._read_line(replies)
-        os.close(commands)
-        process.communicate(timeout=DEADLINE)
-        os.close(replies)
-        return reply != "\n"
+        query = Helper("--query", self._environment)
+        try:
+            os.write(query.commands, f"info {path} \n".encode())
+            return b"".join(query.read(query.replies)) != b"\n"
+        finally:
+            query.end()
 
     def substitute(self, path: str, destination: Path) -> tuple[str, int]:
         """The status line, and the payload bytes that came from peers."""
-        os.write(self._commands, f"substitute {path} {destination}\n".encode())
-        assert self._process.stderr is not None
+        os.write(self._helper.commands, f"substitute {path} {destination}\n".encode())
+        status, shown = self._helper.read(self._helper.replies, self._helper.log)
         from_peers = 0
-        status = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._replies, selectors.EVENT_READ)
-            selector.register(self._process.stderr, selectors.EVENT_READ)
-            while not status:
-                if not (events := selector.select(DEADLINE)):
-                    sys.exit(f"demo: no answer for {path}")
-                # Progress first: it was written before the status.
-                for key, _ in sorted(events, key=lambda event: event[0].fd == self._replies):
-                    data = os.read(key.fd, 65536)
-                    if key.fd == self._replies:
-                        status = data or b"the helper has ended"
-                        continue
-                    for line in data.decode(errors="replace").splitlines():
-                        words = line.split()
-                        if words[:2] == ["@", "download-succeeded"] and words[3].startswith(
-                            "bittorrent:"
-                        ):
-                            from_peers = int(words[4])
+        for line in shown.decode(errors="replace").splitlines():
+            words = line.split()
+            if words[:2] == ["@", "download-succeeded"] and words[3].startswith("bittorrent:"):
+                from_peers = int(words[4])
         return status.decode().strip(), from_peers
 
-    def _spawn(self, mode: str) -> tuple[subprocess.Popen[bytes], int, int]:
-        """Start a helper with the reply pipe as descriptor 4."""
-        reply_read, reply_write = os.pipe()
-        command_read, command_write = os.pipe()
-        process = subprocess.Popen(
-            # The shell only moves the descriptor.
-            ["/bin/sh", "-c", f'exec "$0" substitute {mode} 4>&{reply_write}', BIN / "substituter"],
-            stdin=command_read,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(reply_write,),
-            env=self._environment,
-        )
-        os.close(command_read)
-        os.close(reply_write)
-        return process, command_write, reply_read
 
-    @staticmethod
-    def _read_line(descriptor: int) -> str:
+class Helper:
+    """A helper process and its pipes.
+
+    Args:
+        mode: `--query` or `--substitute`.
+        environment: all of it.
+
+    Attributes:
+        commands: goes to its descriptor 0.
+        replies: comes from its descriptor 4.
+        log: comes from its descriptors 1 and 2.
+    """
+
+    def __init__(self, mode: str, environment: dict[str, str]) -> None:
+        command_read, self.commands = os.pipe()
+        self.replies, reply_write = os.pipe()
+        self.log, log_write = os.pipe()
+        program = str(BIN / "substituter")
+        self._pid = os.posix_spawn(
+            program,
+            [program, "substitute", mode],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, command_read, 0),
+                (os.POSIX_SPAWN_DUP2, log_write, 1),
+                (os.POSIX_SPAWN_DUP2, log_write, 2),
+                (os.POSIX_SPAWN_DUP2, reply_write, 4),
+            ],
+        )
+        for descriptor in (command_read, reply_write, log_write):
+            os.close(descriptor)
+
+    def read(self, until: int, *others: int) -> list[bytes]:
+        """What comes until something comes on one descriptor, from that and from others."""
+        read = dict.fromkeys((until, *others), b"")
         with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            if not selector.select(DEADLINE):
-                sys.exit("demo: no answer to a query")
-        return os.read(descriptor, 65536).decode()
+            for descriptor in read:
+                selector.register(descriptor, selectors.EVENT_READ)
+            while not read[until]:
+                if not (events := selector.select(DEADLINE)):
+                    sys.exit("demo: the substituter does not answer")
+                for key, _ in events:
+                    data = os.read(key.fd, 65536)
+                    if not data:
+                        sys.exit(f"demo: the substituter has ended: {b''.join(read.values())!r}")
+                    read[key.fd] += data
+            # What it told the user was written before the status.
+            while others and (events := selector.select(0.05)):
+                for key, _ in events:
+                    read[key.fd] += os.read(key.fd, 65536)
+        return list(read.values())
+
+    def end(self) -> None:
+        """End it as guix-daemon does: by closing its input, and SIGKILL."""
+        os.close(self.commands)
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self.replies)
+        os.close(self.log)
 
 
 def describe(sample: Path, key: gcrypt.KeyPair) -> Item:

@@ -95,16 +95,16 @@ class SwarmSource:
         )
         begin = time.monotonic()
         try:
-            report.source(
-                f"bittorrent://{self.candidate.infohash}/{self._name}",
-                self.candidate.length,
-                lambda: _done(download),
-            )
+            url = f"bittorrent://{self.candidate.infohash}/{self._name}"
+            report.source(url, self.candidate.length, lambda: _done(download))
             chunks = download.chunks(
                 stall=lambda progress: self._patience(progress, time.monotonic() - begin)
             )
             yield compression.decompress(
-                chunks, "zstd" if self.candidate.kind is Kind.ZSTD else "none", limit=self._nar_size
+                chunks,
+                "zstd" if self.candidate.kind is Kind.ZSTD else "none",
+                limit=self._nar_size,
+                subject=url,
             )
         finally:
             # A leftover file must not make a failure of an item that is in place.
@@ -149,7 +149,7 @@ class HttpSource:
             if kind == "none":
                 yield exactly(chunks, self._nar_size)
             else:
-                yield compression.decompress(chunks, kind, limit=self._nar_size)
+                yield compression.decompress(chunks, kind, limit=self._nar_size, subject=url)
 
 
 def by_preference(sources: Sequence[narinfo.Source]) -> list[narinfo.Source]:
