@@ -88,7 +88,10 @@ class Torrents:
     def known(self, nar_hash: bytes, nar_size: int) -> list[Candidate]:
         """Those learned before, the newest first."""
         directory = self._directory / base32.encode(nar_hash)
-        files = sorted(directory.glob("*.torrent"), key=_mtime, reverse=True)
+        try:
+            files = sorted(directory.glob("*.torrent"), key=_mtime, reverse=True)
+        except OSError:
+            return []
         found = []
         for file in files[:MAX_KNOWN]:
             if self._is_refused(nar_hash, file.stem):
