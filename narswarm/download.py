@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .lt_compat import TorrentFacts
 
-WINDOW = 16 * 2**20
+WINDOW = 4 * 2**20
 """Bytes of pieces that may wait in memory for the reader; at least one piece."""
 
 TICK = 0.25

@@ -85,10 +85,10 @@ def test_pieces_come_in_order_and_padding_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("piece_length", "ahead"), [(64 * 1024, 256), (8 * MIB, 2), (16 * MIB, 1), (32 * MIB, 1)]
+    ("piece_length", "ahead"), [(64 * 1024, 64), (2 * MIB, 2), (4 * MIB, 1), (8 * MIB, 1)]
 )
 def test_only_a_window_is_in_memory(piece_length: int, ahead: int) -> None:
-    """However much has arrived, no more than 16 MiB (or one piece) waits for the reader."""
+    """However much has arrived, no more than 4 MiB (or one piece) waits for the reader."""
     bench = Bench(300 * piece_length, piece_length)
     bench.handle.piece_length = 1
     bench.download.have(set(range(300)))
