@@ -117,7 +117,7 @@ class Session:
                 with contextlib.suppress(OSError):
                     if file.stat().st_mtime < time.time() - _ABANDONED:
                         file.unlink()
-            if os.access(self.downloads, os.W_OK | os.X_OK):
+            if os.access(self.downloads, os.W_OK | os.X_OK, effective_ids=True):
                 return
         except OSError:
             pass

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of substituter.sources: servers that misbehave, swarms that stall, and ones that don't."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from narswarm import metainfo, narinfo
+from narswarm.errors import InvalidInputError, NarswarmError, NetworkError
+from narswarm.httpclient import HttpClient
+from narswarm.merkle import PieceHasher
+from narswarm.metainfo import Metainfo
+from narswarm.payload import Kind, file_name
+from narswarm.swarm import Progress, Swarm, SwarmStalledError
+from narswarm.swarm_settings import SwarmSettings
+from substituter.report import Report
+from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource, by_preference
+from substituter.torrents import Candidate
+from tests.substituter.conftest import Item, Site, torrent_of
+
+Make = Callable[..., Item]
+LOOPBACK = {"listen": ("127.0.0.1:0",), "dht": False, "lsd": False, "upnp": False}
+
+
+@pytest.fixture
+def shown() -> list[str]:
+    """What the user saw."""
+    return []
+
+
+@pytest.fixture
+def report(shown: list[str]) -> Report:
+    """Shows without a heartbeat."""
+    return Report("/dest", "a", trace=True, columns=79, write=shown.append)
+
+
+@pytest.fixture
+def client() -> Iterator[HttpClient]:
+    """The connections."""
+    with HttpClient(10.0) as made:
+        yield made
+
+
+@pytest.fixture
+def item(make_item: Make) -> Item:
+    """The item that is fetched."""
+    return make_item("a", bytes(range(256)) * 400)
+
+
+def progress(*, idle: float = 0.0, received: int = 0, done: int | None = None) -> Progress:
+    """A download as patience sees it."""
+    return Progress(received if done is None else done, 10**9, 1, 0, idle, received)
+
+
+@pytest.mark.parametrize(
+    ("idle", "received", "elapsed", "gives_up"),
+    [
+        (0.0, 0, 0.0, False),
+        (2.0, 0, 2.0, False),
+        (2.01, 0, 2.01, True),
+        (2.01, 1, 2.01, False),
+        (5.0, 100_000, 9.0, False),
+        (5.01, 100_000, 9.0, True),
+    ],
+)
+def test_a_swarm_may_be_silent_for_some_time(
+    idle: float, received: int, elapsed: float, gives_up: bool
+) -> None:
+    """Until the first byte there is one limit, and between two bytes another."""
+    assert Patience(2.0, 5.0)(progress(idle=idle, received=received), elapsed) is gives_up
+
+
+@pytest.mark.parametrize(
+    ("done", "elapsed", "gives_up"),
+    [
+        (MIN_RATE * 100 - 1, 105.0, True),
+        (MIN_RATE * 100, 105.0, False),
+        (MIN_RATE * 100 + 1, 105.0, False),
+        (1, 5.1, True),
+    ],
+)
+def test_a_swarm_that_drips_is_given_up(done: int, elapsed: float, gives_up: bool) -> None:
+    """A peer that sends a byte now and then, or wrong bytes, doesn't hold an item for ever."""
+    seen = progress(idle=0.1, received=10**8, done=done)
+    assert Patience(2.0, 5.0)(seen, elapsed) is gives_up
+
+
+def test_compressions_that_are_not_known_are_left_out() -> None:
+    """What can be used is sorted by how fast it restores; within a kind, as the server has it."""
+    kinds = ("xz", "none", "gzip", "br", "lzip", "zstd", "gzip", "")
+    sources = [narinfo.Source(f"http://h/{n}", kind) for n, kind in enumerate(kinds)]
+    assert [source.url[-1] for source in by_preference(sources)] == ["5", "2", "6", "4", "1"]
+
+
+def fetch(
+    client: HttpClient, report: Report, source: narinfo.Source, item: Item, size: int | None = None
+) -> bytes:
+    """The NAR as one URL gives it."""
+    with HttpSource(client, source, len(item.nar) if size is None else size).nar(report) as nar:
+        return b"".join(nar)
+
+
+def answer(
+    body: bytes, *, length: int | None = None, until: threading.Event | None = None
+) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A server's answer with this Content-Length; the connection is closed after an event."""
+
+    def handle(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        if length is not None:
+            handler.send_header("Content-Length", str(length))
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.wfile.flush()
+        if until is not None:
+            until.wait(30)
+        handler.close_connection = True
+
+    return handle
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_without_the_nar_says_so(
+    client: HttpClient, report: Report, shown: list[str], site: Site, item: Item, status: int
+) -> None:
+    """Another status than 200 is an error, and no download has started then."""
+
+    def refuse(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    site.bodies["/nar"] = refuse
+    with pytest.raises(NetworkError) as caught:
+        fetch(client, report, narinfo.Source(f"{site.url}/nar", "none"), item)
+    assert str(caught.value) == f"{site.url}/nar: the server answered {status}"
+    assert shown == []
+
+
+@pytest.mark.parametrize("kind", ["none", "zstd"])
+def test_a_body_shorter_than_announced_is_an_error(
+    client: HttpClient, report: Report, site: Site, item: Item, kind: str
+) -> None:
+    """A connection that ends early is the server's fault, not that of the data."""
+    data = item.nar if kind == "none" else zstandard.compress(item.nar)
+    site.bodies["/nar"] = answer(data[:-10], length=len(data))
+    with pytest.raises(NetworkError) as caught:
+        fetch(client, report, narinfo.Source(f"{site.url}/nar", kind), item)
+    assert str(caught.value) == (
+        f"{site.url}/nar: ended after {len(data) - 10} of {len(data)} bytes"
+    )
+
+
+def test_a_longer_body_is_cut_at_the_size_of_the_nar(
+    client: HttpClient, report: Report, site: Site, item: Item
+) -> None:
+    """What an uncompressed answer has beyond NarSize is never looked at."""
+    site.bodies["/nar"] = item.nar + b"more"
+    assert fetch(client, report, narinfo.Source(f"{site.url}/nar", "none"), item) == item.nar
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_bomb_stops_at_the_size_of_the_nar(
+    client: HttpClient, report: Report, site: Site, item: Item, beyond: int
+) -> None:
+    """A small body that decompresses to more than NarSize is an error as soon as it does."""
+    size = 1 << 20
+    site.bodies["/nar"] = zstandard.compress(bytes(size + beyond * (64 << 20)))
+    source = narinfo.Source(f"{site.url}/nar", "zstd")
+    if not beyond:
+        assert fetch(client, report, source, item, size) == bytes(size)
+        return
+    received = bytearray()
+    with (
+        pytest.raises(InvalidInputError) as caught,
+        HttpSource(client, source, size).nar(report) as nar,
+    ):
+        received.extend(itertools.chain.from_iterable(nar))
+    assert str(caught.value) == f"{site.url}/nar: decompresses to more than {size} bytes"
+    assert len(received) <= size
+
+
+def test_a_connection_that_stays_open_is_left_after_the_nar(
+    client: HttpClient, report: Report, shown: list[str], site: Site, item: Item
+) -> None:
+    """`guix publish` sends plain NARs without a length and doesn't close the connection."""
+    over = threading.Event()
+    site.bodies["/nar"] = answer(item.nar, until=over)
+    try:
+        assert fetch(client, report, narinfo.Source(f"{site.url}/nar", "none"), item) == item.nar
+    finally:
+        over.set()
+    # There is a size to show all the same: that of the NAR.
+    assert shown == [f"@ download-started /dest {site.url}/nar {len(item.nar)}\n"]
+
+
+def test_without_a_length_the_narinfo_says_how_much_will_come(
+    client: HttpClient, report: Report, shown: list[str], site: Site, item: Item
+) -> None:
+    """FileSize is shown where the server doesn't say; nothing is, where nobody does."""
+    site.bodies["/nar"] = answer(zstandard.compress(item.nar))
+    url = f"{site.url}/nar"
+    for size in (77, None):
+        assert fetch(client, report, narinfo.Source(url, "zstd", size), item) == item.nar
+    assert shown == [f"@ download-started /dest {url} {size}\n" for size in ("77", "-")]
+
+
+@pytest.mark.parametrize("url", ["ftp://h/nar", "http://user@127.0.0.1:9/nar", "http://[/nar"])
+def test_a_url_that_cannot_be_fetched_is_an_error(
+    client: HttpClient, report: Report, item: Item, url: str
+) -> None:
+    """URLs aren't signed; an impossible one leads to the next source."""
+    with pytest.raises(NetworkError):
+        fetch(client, report, narinfo.Source(url, "none"), item)
+
+
+def candidate(item: Item, directory: Path, kind: Kind) -> tuple[Candidate, Path]:
+    """The torrent of an item and its payload."""
+    directory.mkdir()
+    if kind is Kind.ZSTD:
+        torrent, payload = torrent_of(item, directory)
+    else:
+        payload = directory / file_name(item.nar_hash, kind)
+        payload.write_bytes(item.nar)
+        hasher = PieceHasher()
+        hasher.update(item.nar)
+        torrent = Metainfo.of(payload.name, hasher.finish()).encode()
+    meta = metainfo.decode(torrent, "torrent")
+    return Candidate(torrent, meta.infohash_v2.hex(), meta.length, kind), payload
+
+
+def swarm_source(
+    swarm: Swarm, found: Candidate, item: Item, downloads: Path, patience: Patience
+) -> SwarmSource:
+    """Fetch from a swarm without trackers."""
+    downloads.mkdir(exist_ok=True)
+    return SwarmSource(swarm, found, len(item.nar), downloads, (), patience, "a")
+
+
+@pytest.mark.parametrize("kind", [Kind.ZSTD, Kind.NAR])
+def test_a_swarm_delivers_both_kinds_of_payload(
+    report: Report, shown: list[str], item: Item, tmp_path: Path, kind: Kind
+) -> None:
+    """Frames are decompressed, plain NARs are passed on; nothing is left on disk."""
+    found, payload = candidate(item, tmp_path / "seed", kind)
+    with (
+        Swarm(SwarmSettings(**LOOPBACK, role="seed")) as seed,  # type: ignore[arg-type]
+        Swarm(SwarmSettings(**LOOPBACK)) as swarm,  # type: ignore[arg-type]
+    ):
+        seed.seed(found.torrent, payload, [])
+        found = found._replace(peers=(("127.0.0.1", seed.listen_port),))
+        source = swarm_source(swarm, found, item, tmp_path / "downloads", Patience(20.0, 20.0))
+        with source.nar(report) as nar:
+            assert b"".join(nar) == item.nar
+    assert list((tmp_path / "downloads").iterdir()) == []
+    assert shown == [f"@ download-started /dest bittorrent://{found.infohash}/a {found.length}\n"]
+
+
+def test_a_swarm_without_peers_stalls_and_leaves_nothing(
+    report: Report, item: Item, tmp_path: Path
+) -> None:
+    """When patience is over the next source is tried, and the partial download is gone."""
+    found, payload = candidate(item, tmp_path / "seed", Kind.ZSTD)
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    (downloads / payload.name).write_bytes(b"left by a killed helper")
+    with Swarm(SwarmSettings(**LOOPBACK)) as swarm:  # type: ignore[arg-type]
+        source = swarm_source(swarm, found, item, downloads, Patience(0.3, 0.3))
+        with pytest.raises(SwarmStalledError) as caught, source.nar(report) as nar:
+            next(nar)
+        assert str(caught.value) == (
+            f"{payload.name}: the swarm stalled at 0 of {found.length} bytes with 0 peers"
+        )
+        assert list(downloads.iterdir()) == []
+        # The torrent has left the session, too: it can be tried again.
+        with pytest.raises(SwarmStalledError), source.nar(report) as nar:
+            next(nar)
+
+
+def test_a_reader_that_stops_leaves_the_swarm(report: Report, item: Item, tmp_path: Path) -> None:
+    """What the gate refuses in the middle ends the download."""
+    found, _ = candidate(item, tmp_path / "seed", Kind.ZSTD)
+    with Swarm(SwarmSettings(**LOOPBACK)) as swarm:  # type: ignore[arg-type]
+        source = swarm_source(swarm, found, item, tmp_path / "downloads", Patience(20.0, 20.0))
+        with pytest.raises(NarswarmError, match="x: not wanted"), source.nar(report):
+            raise NarswarmError("x", "not wanted")
+        assert swarm.status() == []
+    assert list((tmp_path / "downloads").iterdir()) == []
