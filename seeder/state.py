@@ -320,6 +320,9 @@ class State:
     def _open(self, path: Path) -> sqlite3.Connection:
         try:
             db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
+        except sqlite3.Error as error:
+            raise InvalidInputError(path, f"can't be opened: {error}") from None
+        try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA foreign_keys = ON")
@@ -327,10 +330,13 @@ class State:
             if version == 0:
                 db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
             elif version != VERSION:
-                db.close()
                 raise InvalidInputError(path, f"is of version {version}, not {VERSION}")
         except sqlite3.Error as error:
+            db.close()
             raise InvalidInputError(path, f"is not a database of a seeder: {error}") from None
+        except BaseException:
+            db.close()
+            raise
         return db
 
     @contextmanager

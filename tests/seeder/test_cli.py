@@ -18,6 +18,9 @@ from narswarm.errors import ExitCode
 from seeder import cli
 from tests.seeder.conftest import Server, World
 
+PASSED = ("PATH", "PYTHONPATH")
+"""Variables for processes of the test; settings of the one who runs it are none of theirs."""
+
 ANSWER: dict[str, Any] = {
     "items": 3,
     "not_offered": {"not vouched for": 2},
@@ -79,7 +82,7 @@ class Process:
             [sys.executable, "-W", "error", "-m", "seeder", "run", *arguments],
             stderr=subprocess.PIPE,
             text=True,
-            env={"PATH": os.environ["PATH"]},
+            env={name: os.environ[name] for name in PASSED if name in os.environ},
         )
         self.lines: list[str] = []
 
