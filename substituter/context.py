@@ -135,7 +135,8 @@ def tracker_base(announce: str) -> str:
         host = parts.hostname
     except ValueError:
         host = None
-    if not host or parts.scheme not in ("http", "https") or not announce.endswith("/announce"):
+    usable = host and parts.scheme in ("http", "https") and not parts.query and not parts.fragment
+    if not usable or not parts.path.endswith("/announce"):
         raise SettingsError(announce, "expected an announce URL such as http://HOST:PORT/announce")
     return announce.removesuffix("announce").rstrip("/")
 
