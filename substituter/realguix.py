@@ -50,9 +50,19 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment in which guix runs its own `substitute`, not this one again."""
     return {
         name: value
-        for name, value in environ.items()
+        for name, value in given(environ).items()
         if name not in ("GUIX_EXTENSIONS_PATH", "GUIX")
     }
+
+
+def given(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what Python has added: a LC_CTYPE in the locale C (PEP 538)."""
+    kept = dict(environ)
+    with contextlib.suppress(OSError):
+        # What the kernel shows is what the process began with.
+        if b"\0LC_CTYPE=" not in b"\0" + Path("/proc/self/environ").read_bytes():
+            kept.pop("LC_CTYPE", None)
+    return kept
 
 
 def configured(environ: Mapping[str, str]) -> Path | None:
@@ -79,7 +89,7 @@ def hand_over(guix: str, arguments: Sequence[str], environ: Mapping[str, str]) -
     ours = arguments[:1] == ["substitute"]
     try:
         os.execve(  # noqa: S606 -- no shell wanted
-            guix, [guix, *arguments], environment(environ) if ours else dict(environ)
+            guix, [guix, *arguments], environment(environ) if ours else given(environ)
         )
     except OSError as error:
         raise NotFoundError(guix, error.strerror or str(error)) from error

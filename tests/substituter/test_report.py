@@ -106,3 +106,23 @@ def test_a_note_is_one_line() -> None:
     with Report(DEST, "lab-app", trace=True, columns=79, write=screen) as shown:
         shown.note("x: is gone")
     assert "substituter: x: is gone\n" in screen.text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("x: is gone", "x: is gone"),
+        ("ü: größer", "ü: größer"),
+        ("a\n@ download-succeeded /x y 1", r"a\n@ download-succeeded /x y 1"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("\udcff\u2028\x9b", r"\udcff\u2028\x9b"),
+    ],
+)
+def test_strangers_forge_no_lines(capfd: pytest.CaptureFixture[str], text: str, shown: str) -> None:
+    """Messages quote names and answers of others: control characters in them are spelled out."""
+    screen = Screen()
+    with Report(DEST, "lab-app", trace=True, columns=79, write=screen) as report_:
+        report_.note(text)
+    report.warn(text)
+    assert capfd.readouterr().err == f"substituter: {shown}\n"
+    assert f"substituter: {shown}\n" in screen.text
