@@ -14,6 +14,7 @@ by a crash or a hang:
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
@@ -57,6 +58,7 @@ class Swarm:
         self._lock = threading.Lock()
         self._session: Any = None
         self._events: EventReader | None = None
+        self._process = 0
         self._closed = False
         self._starved: set[str] = set()
         self._utp = settings.role == "seed"
@@ -93,11 +95,14 @@ class Swarm:
                 self._events = EventReader(
                     self._session, on_listening=self._on_listening, on_state=self._on_state
                 )
+                self._process = os.getpid()
                 atexit.register(self.close)
             return self._session, self._events
 
     def close(self) -> None:
         """End all transfers; takes about a second at most, while trackers are told."""
+        if self._process not in (0, os.getpid()):
+            return  # the child of a fork has the object, but none of the session's threads
         with self._lock:
             self._closed = True
             session, self._session = self._session, None

@@ -60,6 +60,8 @@ SEED = {
     "listen_queue_size": 1000,
     "unchoke_slots_limit": -1,
     "dht_upload_rate_limit": 500_000,  # of 10,000 torrents; the default delays their announces
+    # Multicasts for each torrent; those who look for one multicast too, and a seeder hears them.
+    "local_service_announce_interval": 3600,
 }
 
 PRIVATE = {

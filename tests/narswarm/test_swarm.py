@@ -442,6 +442,19 @@ def test_a_port_in_use_is_an_error(swarm: Open) -> None:
     assert str(caught.value) == f"127.0.0.1:{first.listen_port}: Address already in use"
 
 
+def test_a_forked_child_leaves_the_session_alone(
+    share: Share, swarm: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ending a child process must not wait for threads that only its parent has."""
+    shared = share(1000)
+    seeder = swarm(role="seed")
+    seeder.seed(shared.torrent, shared.path, [])
+    with monkeypatch.context() as child:
+        child.setattr("os.getpid", lambda: -1)
+        seeder.close()
+    assert len(seeder.status()) == 1
+
+
 def test_nothing_runs_before_the_first_use(swarm: Open) -> None:
     """A session doesn't survive fork(), so that making the object must not start one."""
     idle = swarm()
