@@ -66,7 +66,16 @@ class Query:
         if command.verb not in ("have", "info"):
             self._context.warn(f"{command.verb}: unknown query")
             return b""
-        found = self._context.narinfos(command.words, self._context.settings.query_timeout)
+        deadline = time.monotonic() + self._context.settings.query_timeout
+        found = self._context.narinfos(command.words, deadline - time.monotonic())
+        # Whoever is told that an item is available doesn't build it, and fails without it.
+        unsure = [path for path in found if not sources.by_preference(found[path].sources)]
+        somewhere = self._context.executor.map(
+            lambda path: self._is_in_a_swarm(found[path], deadline), unsure
+        )
+        for path, is_there in zip(unsure, somewhere, strict=True):
+            if not is_there:
+                del found[path]
         available = {path: found[path] for path in command.words if path in found}
         if self._ahead:
             self._ahead.add(available.values())
@@ -75,6 +84,22 @@ class Query:
         return b"".join(
             protocol.info(narinfo, download_size(narinfo)) for narinfo in available.values()
         )
+
+    def _is_in_a_swarm(self, narinfo: Narinfo, deadline: float) -> bool:
+        """Whether an item that no server has can be fetched: trackers mirror such narinfos, too.
+
+        What is known of a torrent counts unless a tracker says that nobody has it: peers may be
+        in the DHT.
+        """
+        torrents, warn = self._context.torrents, self._context.warn_once
+        left = max(0.0, deadline - time.monotonic())
+        deserted = set()
+        for candidate in torrents.ask(narinfo.nar_hash, narinfo.nar_size, left, warn):
+            if candidate.peers:
+                return True
+            deserted.add(candidate.infohash)
+        known = torrents.known(narinfo.nar_hash, narinfo.nar_size)
+        return any(candidate.infohash not in deserted for candidate in known)
 
 
 class Ahead:

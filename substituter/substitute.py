@@ -72,7 +72,8 @@ class Substitute:
             self._context.warn(f"{command.verb}: unknown command")
             return protocol.NOT_FOUND
         path, destination = command.words
-        self._session.start()
+        if self._context.indexes:
+            self._session.start()
         options = self._context.options
         name = path.rpartition("/")[2]
         with Report(destination, name, trace=options.trace, columns=options.columns) as report:
@@ -132,21 +133,29 @@ class Item:
         if narinfo is None:
             raise _NoSourceError(self._path, "no authorised narinfo")
         self.digest = (narinfo.nar_hash, narinfo.nar_size)
-        share = self._context.options.deduplicate and self._destination.startswith(f"{STORE}/")
-        gate = Gate(narinfo, self._destination, Deduplicator(STORE) if share else None)
+        gate = Gate(narinfo, self._destination, self._deduplicator())
         for source in self._sources(narinfo):
             try:
                 with source.nar(self._report) as nar:
                     gate.restore(nar)
             except RestoreError:
                 raise
-            except NarswarmError as error:
+            except Exception as error:  # noqa: BLE001 -- one source never ends the search
+                if not isinstance(error, NarswarmError):
+                    error = NarswarmError(self._path, f"internal error: {error!r}")
                 self._report.note(str(error))
                 self._judge(source, narinfo, error)
             else:
                 self._report.succeeded()
                 return
         raise _NoSourceError(self._path, "no source delivered it, leaving it to guix itself")
+
+    def _deduplicator(self) -> Deduplicator | None:
+        """What shares files; not for a repair, where the shared file may be the broken one."""
+        repair = self._destination.endswith(".tmp")
+        if not self._context.options.deduplicate or repair:
+            return None
+        return Deduplicator(STORE) if self._destination.startswith(f"{STORE}/") else None
 
     def _judge(self, source: NarSource, narinfo: Narinfo, error: NarswarmError) -> None:
         if isinstance(error, WrongNarError):

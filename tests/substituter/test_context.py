@@ -21,6 +21,7 @@ from substituter import options
 from substituter.context import Context, tracker_base
 from substituter.settings import SubstituterSettings
 from tests.substituter.conftest import Item, Site, World
+from tests.substituter.trackers import mirror
 
 Enter = Callable[..., World]
 Make = Callable[..., Item]
@@ -148,14 +149,6 @@ def test_a_missing_libgcrypt_is_known_at_the_start(
     monkeypatch.setattr(gcrypt, "_load", fail)
     with pytest.raises(GcryptMissingError):
         Context(settings, {})
-
-
-def mirror(site: Site, item: Item) -> None:
-    """Have a tracker mirror a narinfo."""
-    sources = [narinfo.Source("http://elsewhere/nar", "zstd")]
-    site.bodies[f"/v1/narinfo/{item.hash_part}.narinfo"] = narinfo.with_sources(
-        item.narinfo, sources
-    )
 
 
 def test_trackers_are_asked_for_what_servers_do_not_have(

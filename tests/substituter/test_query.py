@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from substituter.query import Query, download_size
-from tests.substituter.conftest import Item, Site, World
+from substituter.settings import SubstituterSettings
+from tests.substituter.conftest import Item, Site, World, torrent_of
+from tests.substituter.trackers import mirror, serve
 
 Enter = Callable[..., World]
 Make = Callable[..., Item]
@@ -128,3 +133,70 @@ def test_the_download_size_is_that_of_the_preferred_source(make_item: Make) -> N
     sources = [narinfo.Source("u", "none", 900), narinfo.Source("v", "zstd", 300)]
     assert download_size(narinfo.parse(narinfo.with_sources(item.narinfo, sources))) == 300
     assert download_size(narinfo.parse(item.narinfo)) == 0
+
+
+@pytest.mark.parametrize(
+    ("peers", "urls", "available"),
+    [
+        (None, [], False),
+        ([], [], False),
+        (["127.0.0.1:6881"], [], True),
+        (None, ["http://127.0.0.1:9/nar"], True),
+    ],
+)
+def test_an_item_that_nobody_has_is_not_available(
+    enter: Enter,
+    make_item: Make,
+    site: Site,
+    settings: SubstituterSettings,
+    tmp_path: Path,
+    peers: list[str] | None,
+    urls: list[str],
+    available: bool,
+) -> None:
+    """A narinfo that only a tracker mirrors counts if a server or somebody in a swarm has the NAR.
+
+    The user's guix would otherwise fail to fetch what it could have built.
+    """
+    item = make_item("a")
+    mirror(site, item, *urls)
+    if peers is not None:
+        serve(site, item, torrent_of(item, tmp_path)[0], peers=peers)
+    changed = dataclasses.replace(settings, trackers=(f"{site.url}/announce",))
+    assert ask(enter(changed=changed), f"have {item.path} ") == (
+        f"{item.path}\n\n" if available else "\n"
+    )
+
+
+def test_without_its_tracker_a_torrent_that_is_known_counts(
+    enter: Enter, make_item: Make, site: Site, settings: SubstituterSettings, tmp_path: Path
+) -> None:
+    """Its peers may be in the DHT; when the tracker says that there are none, there are none."""
+    item = make_item("a")
+    mirror(site, item)
+    torrent = torrent_of(item, tmp_path)[0]
+    serve(site, item, torrent)
+    changed = dataclasses.replace(settings, trackers=(f"{site.url}/announce",))
+    world = enter(changed=changed)
+    assert ask(world, f"have {item.path} ") == f"{item.path}\n\n"
+    serve(site, item, torrent, peers=[])
+    assert ask(world, f"have {item.path} ") == "\n"
+    site.bodies.clear()
+    assert ask(world, f"have {item.path} ") == f"{item.path}\n\n"
+
+
+def test_torrents_are_learned_ahead_once(
+    enter: Enter, make_item: Make, site: Site, settings: SubstituterSettings, tmp_path: Path
+) -> None:
+    """What was answered is looked up at the trackers, however often the daemon asks for it."""
+    item = make_item("a")
+    site.offer(item, "none")
+    serve(site, item, torrent_of(item, tmp_path)[0])
+    changed = dataclasses.replace(settings, trackers=(f"{site.url}/announce",))
+    world = enter(site.url, changed=changed)
+    ask(world, *[f"info {item.path} "] * 5, ahead=True)
+    deadline = time.monotonic() + 20
+    while not world.context.torrents.known(item.nar_hash, len(item.nar)):
+        assert time.monotonic() < deadline, "no torrent was learned"
+    world.context.torrents.close()
+    assert len([request for request in site.requests if request.startswith("/v1/nar/")]) == 2

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,8 @@ from substituter.nargate import Gate
 from substituter.session import Session
 from substituter.settings import SubstituterSettings
 from substituter.substitute import Substitute
-from tests.substituter.conftest import Item, Net, Site, World
+from tests.substituter.conftest import Item, Net, Site, World, torrent_of
+from tests.substituter.trackers import serve
 
 Enter = Callable[..., World]
 Make = Callable[..., Item]
@@ -337,3 +338,84 @@ def test_a_command_that_makes_no_sense_is_not_found(
     session = Session(settings, world.context.warn)
     Substitute(world.context, session, replies.append).run(io.BytesIO(f"{line}\n".encode()))
     assert replies == [b"not-found\n"]
+
+
+def test_few_torrents_are_tried_before_http(
+    enter: Enter,
+    make_item: Make,
+    site: Site,
+    settings: SubstituterSettings,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Strangers may claim any number of torrents; those without peers don't keep HTTP waiting."""
+    item = make_item("a")
+    site.offer(item, "zstd")
+    directory = tmp_path / "torrents"
+    directory.mkdir()
+    torrents = [torrent_of(item, directory, bytes(size))[0] for size in range(1000, 1006)]
+    serve(site, item, *torrents, peers=[])
+    changed = dataclasses.replace(
+        settings,
+        trackers=(f"{site.url}/announce",),
+        lookup_timeout=10.0,
+        first_byte_timeout=0.1,
+        stall_timeout=0.1,
+    )
+    with Helper(enter(site.url, changed=changed), capfd) as helper:
+        assert helper(item, tmp_path / "out") == success(item)
+    assert helper.shown.count("@ download-started") == 4
+    assert helper.shown.count(" with 0 peers\n") == 3
+
+
+def test_whatever_a_source_does_the_next_is_tried(
+    enter: Enter,
+    make_item: Make,
+    site: Site,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error that nobody thought of is one source's."""
+    item = make_item("a")
+    site.offer(item, "zstd", "gzip")
+    whole, calls = Gate.restore, []
+
+    def restore(gate: Gate, chunks: Iterable[bytes]) -> None:
+        calls.append(gate)
+        if len(calls) == 1:
+            raise RuntimeError("oops")
+        whole(gate, chunks)
+
+    monkeypatch.setattr(Gate, "restore", restore)
+    with Helper(enter(site.url), capfd) as helper:
+        assert helper(item, tmp_path / "out") == success(item)
+    assert f"substituter: {item.path}: internal error: RuntimeError('oops')\n" in helper.shown
+
+
+@pytest.mark.parametrize(
+    ("options", "suffix", "links"),
+    [("deduplicate=yes", "", 1), ("deduplicate=no", "", 0), ("deduplicate=yes", ".tmp", 0)],
+)
+def test_files_of_the_store_are_shared(
+    enter: Enter,
+    make_item: Make,
+    site: Site,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    suffix: str,
+    links: int,
+) -> None:
+    """As the daemon wants it; never in a repair, where the link may be to the damaged file."""
+    store = tmp_path / "store"
+    (store / ".links").mkdir(parents=True)
+    monkeypatch.setattr(substitute, "STORE", str(store))
+    item = make_item("a", bytes(10_000))
+    site.offer(item, "zstd")
+    destination = store / f"{item.path[11:]}{suffix}"
+    with Helper(enter(site.url, options=options), capfd) as helper:
+        assert helper(item, destination) == success(item)
+    assert len(list((store / ".links").iterdir())) == links
+    assert restored(destination) == item.nar

@@ -25,10 +25,10 @@ from narswarm.trackerclient import TrackerIndex
 from substituter import torrents as module
 from substituter.torrents import Candidate, Torrents, flatten
 from tests.substituter.conftest import Item, Site, torrent_of
+from tests.substituter.trackers import infohash, serve
 
 Make = Callable[..., Item]
 ROOT = Path(__file__).parents[2]
-PEERS = ["127.0.0.1:6881", "[::1]:7"]
 
 
 @pytest.fixture
@@ -84,40 +84,6 @@ def padded(item: Item, length: int) -> bytes:
     hasher = PieceHasher()
     hasher.update(bytes(length))
     return Metainfo.of(file_name(item.nar_hash), hasher.finish()).encode()
-
-
-def infohash(data: bytes) -> str:
-    """The name of a torrent."""
-    return metainfo.decode(data, "torrent").infohash_v2.hex()
-
-
-def serve(site: Site, item: Item, *listed: bytes, given: bytes | None = None) -> None:
-    """Be a tracker that lists torrents for an item and gives them, or another one instead."""
-    base = f"/v1/nar/{base32.encode(item.nar_hash)}"
-    entries = []
-    for data in listed:
-        meta = metainfo.decode(data, "torrent")
-        entries.append(
-            {
-                "kind": "nar.zst",
-                "name": file_name(item.nar_hash),
-                "length": meta.length,
-                "piece_length": meta.piece_length,
-                "infohash_v1": meta.infohash_v1.hex(),
-                "infohash_v2": meta.infohash_v2.hex(),
-                "seeders": 1,
-                "leechers": 0,
-                "publishers": 1,
-                "peers": PEERS,
-            }
-        )
-        site.bodies[f"{base}.torrent?infohash={meta.infohash_v2.hex()}"] = given or data
-    answer = {
-        "nar_hash": base32.format_hash(item.nar_hash),
-        "nar_size": len(item.nar),
-        "torrents": entries,
-    }
-    site.bodies[base] = json.dumps(answer).encode()
 
 
 def hanging(site: Site, item: Item, until: threading.Event) -> None:
