@@ -96,9 +96,13 @@ class Announcer:
             WireError: the request can't be served.
         """
         wanted = parse_scrape(query)
-        with self._lock:
-            files = {info_hash: self._swarms.counts(info_hash) for info_hash in wanted}
+        files = dict(zip(wanted, self.counts(wanted), strict=True))
         return scrape_reply(files, min_interval=self._policy.leecher_interval)
+
+    def counts(self, info_hashes: list[bytes]) -> list[Counts]:
+        """The numbers of several swarms, zeros for those that aren't there."""
+        with self._lock:
+            return [self._swarms.counts(info_hash) for info_hash in info_hashes]
 
     def sample(self, info_hashes: list[bytes], limit: int) -> tuple[Counts, list[bytes]]:
         """Look at the swarms of one torrent; see `Swarms.sample`."""

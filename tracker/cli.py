@@ -21,6 +21,11 @@ def tracker() -> None:
 @tracker.command()
 @click.option("--listen", multiple=True, metavar="HOST:PORT", help="Listen here. Repeatable.")
 @click.option(
+    "--udp/--no-udp",
+    default=None,
+    help="Answer announces over UDP at the same addresses and ports (the default), or not.",
+)
+@click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ from tracker.app import TrackerApp
 from tracker.index import Index
 from tracker.settings import Settings, parse_listen
 from tracker.swarms import Swarms
+from tracker.udp import UdpResponder, UdpServer, UdpSockets, load_key
+from tracker.wire_udp import ConnectionIds
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -58,8 +60,13 @@ def serve(settings: Settings) -> None:
     settings.policy()
     settings.publisher_keys()
     Index(settings.data, max_bytes=settings.index_size).close()
-    with _Lock(settings.data), _Sockets(settings.listen) as sockets:
-        _Server(settings, sockets).run()
+    with (
+        _Lock(settings.data),
+        _Sockets(settings.listen) as sockets,
+        UdpSockets(sockets if settings.udp else ()) as udp_sockets,
+    ):
+        load_key(settings.data)
+        _Server(settings, sockets, udp_sockets).run()
 
 
 class _Lock:
@@ -174,9 +181,15 @@ class DeadlineWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn with settings that come from nowhere but here."""
 
-    def __init__(self, settings: Settings, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sockets: Sequence[socket.socket],
+        udp_sockets: Sequence[socket.socket] = (),
+    ) -> None:
         self._settings = settings
         self._sockets = sockets
+        self._udp_sockets = udp_sockets
         super().__init__()
 
     def load_config(self) -> None:
@@ -222,6 +235,9 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             target=_tidy, args=(announcer, acl_file), name="tidy", daemon=True
         )
         tidying.start()
+        if self._udp_sockets:
+            responder = UdpResponder(announcer, ConnectionIds(load_key(settings.data)))
+            UdpServer(self._udp_sockets, responder).start()
         return TrackerApp(settings, index, announcer, acl_file).wsgi()
 
     def run(self) -> None:

@@ -26,6 +26,10 @@ class Settings:
         default=("[::]:6969",),
         metadata={"help": "Addresses to listen on, HOST:PORT. [::] takes IPv4 as well."},
     )
+    udp: bool = field(
+        default=True,
+        metadata={"help": "Answer announces over UDP as well, at the same addresses and ports."},
+    )
     data: Path = field(
         default=Path("/var/lib/narswarm/tracker"),
         metadata={"help": "Directory of the index."},

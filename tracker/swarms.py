@@ -299,7 +299,8 @@ class Swarms:
             swarm.downloaded += 1
         six = len(address) > _IPV4
         wanted = (False,) if seed or flags & _PARTIAL else (True, False)
-        places = [_place(seed=role, six=family) for role in wanted for family in (six, not six)]
+        families = (six,) if request.one_family else (six, not six)
+        places = [_place(seed=role, six=family) for role in wanted for family in families]
         with_ids = not (request.compact or request.no_peer_id)
         selection = swarm.choose(places, numwant, rng, with_ids=with_ids)
         record = b"%b%b%c%b" % (key, now.to_bytes(4), flags, request.peer_id)

@@ -56,6 +56,7 @@ class AnnounceRequest(NamedTuple):
         numwant: how many peers it asks for, or None when it leaves that to the tracker.
         compact: whether peers are wanted packed (BEP 23).
         no_peer_id: whether peers that aren't packed may lack their `peer id`.
+        one_family: whether peers are of use only if their addresses are of the asker's family.
     """
 
     info_hash: bytes
@@ -66,6 +67,7 @@ class AnnounceRequest(NamedTuple):
     numwant: int | None = None
     compact: bool = True
     no_peer_id: bool = False
+    one_family: bool = False
 
     @property
     def is_seed(self) -> bool:

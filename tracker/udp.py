@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tracker over UDP: sockets beside those of HTTP, and a thread beside gunicorn's.
+
+One thread serves all sockets, a batch of each in turn, and answers from the same swarms as HTTP. It
+lets go of the interpreter at least twice for each batch, so that HTTP has its turns however many
+datagrams come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from narswarm.errors import BusyError, SettingsError
+from narswarm.files import write_atomically
+from tracker import wire_udp
+from tracker.announcer import UNLISTED, Announcer
+from tracker.datagrams import Datagrams
+from tracker.wire_http import WireError
+from tracker.wire_udp import ANNOUNCE, ANNOUNCE_BYTES, HEADER_BYTES, SCRAPE, ConnectionIds
+
+KEY_FILE = "udp.key"
+RECEIVE_BUFFER = 4 << 20
+"""Bytes of the kernel's queue that are asked for. The system may allow less (net.core.rmem_max)."""
+
+_PAUSE_SECONDS = 1
+
+_log = logging.getLogger(__name__)
+
+
+def load_key(directory: Path) -> bytes:
+    """Read the key of connection ids, and make it when there is none.
+
+    It outlives the process, so that the ids of clients do, too.
+
+    Raises:
+        SettingsError: it can't be read or written.
+    """
+    path = directory / KEY_FILE
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            key = path.read_bytes()
+            # A damaged one is replaced: nothing depends on it for more than three minutes.
+            if len(key) == wire_udp.KEY_BYTES:
+                return key
+        key = os.urandom(wire_udp.KEY_BYTES)
+        write_atomically(path, key, mode=0o600)
+    except OSError as error:
+        raise SettingsError(path, error.strerror or str(error)) from error
+    return key
+
+
+class UdpSockets:
+    """UDP sockets with the addresses and ports of listening TCP sockets.
+
+    Args:
+        listeners: the TCP sockets.
+
+    Raises:
+        BusyError: a port is in use, when the context is entered.
+        SettingsError: a socket can't be made for another reason.
+    """
+
+    def __init__(self, listeners: Iterable[socket.socket]) -> None:
+        self._listeners = listeners
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> list[socket.socket]:
+        try:
+            for listener in self._listeners:
+                self._sockets.append(_beside(listener))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self._sockets
+
+    def __exit__(self, *_: object) -> None:
+        for sock in self._sockets:
+            sock.close()
+
+
+def _beside(listener: socket.socket) -> socket.socket:
+    """Make a UDP socket with the address and port of a TCP socket."""
+    sock = socket.socket(listener.family, socket.SOCK_DGRAM)
+    address = listener.getsockname()
+    try:
+        if listener.family == socket.AF_INET6:
+            only = listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        name = f"udp://{host}:{address[1]}"
+        if error.errno == errno.EADDRINUSE:
+            raise BusyError(name, "is in use") from error
+        raise SettingsError(name, error.strerror or str(error)) from error
+    return sock
+
+
+class UdpResponder:
+    """Decides what is answered to a datagram. It never raises, whatever the datagram is.
+
+    Args:
+        announcer: the swarms.
+        ids: connection ids.
+    """
+
+    def __init__(self, announcer: Announcer, ids: ConnectionIds) -> None:
+        self._announcer = announcer
+        self._ids = ids
+
+    def respond(self, packet: bytes, address: bytes, now: int) -> bytes | None:
+        """Answer a datagram, or nothing.
+
+        Whoever didn't prove that the address is its own gets nothing, or a connection id in as
+        many bytes as it sent.
+
+        Args:
+            packet: what was received.
+            address: where it came from, 4 or 16 bytes.
+            now: seconds since the epoch.
+        """
+        if len(packet) < HEADER_BYTES:
+            return None
+        action, transaction = packet[8:12], packet[12:16]
+        if wire_udp.is_connect(packet):
+            return wire_udp.connect_reply(transaction, self._ids.issue(address, now))
+        if not self._ids.holds(packet[:8], address, now):
+            return None
+        if action == ANNOUNCE and len(packet) >= ANNOUNCE_BYTES:
+            try:
+                reply = self._announcer.announce(wire_udp.parse_announce(packet), address, now)
+            except WireError as error:
+                return wire_udp.error_reply(transaction, str(error))
+            if reply is None:
+                return wire_udp.error_reply(transaction, UNLISTED)
+            return wire_udp.announce_reply(transaction, reply)
+        if action == SCRAPE:
+            wanted = wire_udp.parse_scrape(packet)
+            return wire_udp.scrape_reply(transaction, self._announcer.counts(wanted))
+        return None
+
+
+class UdpServer:
+    """Serves UDP sockets from one thread.
+
+    Args:
+        sockets: bound; they stay the caller's.
+        responder: what answers.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        sockets: Iterable[socket.socket],
+        responder: UdpResponder,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._responder = responder
+        self._clock = clock
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.epoll()
+        self._poll.register(self._wake, select.EPOLLIN)
+        self._datagrams = {sock.fileno(): Datagrams(sock) for sock in sockets}
+        for descriptor in self._datagrams:
+            self._poll.register(descriptor, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="udp", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after the batch at hand."""
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        self._poll.close()
+        os.close(self._wake)
+
+    def _run(self) -> None:
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == self._wake:
+                    return
+                try:
+                    self._serve(self._datagrams[descriptor])
+                except Exception:  # noqa: BLE001 - it is said, and the next batch is another
+                    # One batch is lost; the thread, and with it UDP for all, must not be.
+                    _log.exception("a batch of datagrams could not be served")
+                    time.sleep(_PAUSE_SECONDS)
+
+    def _serve(self, datagrams: Datagrams) -> None:
+        """Answer one batch."""
+        now = int(self._clock())
+        respond = self._responder.respond
+        replies = []
+        for slot, address, data in datagrams.receive():
+            reply = respond(data, address, now)
+            if reply is not None:
+                replies.append((slot, reply))
+        if replies:
+            datagrams.send(replies)
