@@ -14,14 +14,16 @@ import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from narswarm import base32, bencoding, httpsig, metainfo, narinfo
+from narswarm import base32, bencoding, metainfo, narinfo
 from narswarm.errors import InvalidInputError, NetworkError
 from narswarm.httpclient import Response
-from narswarm.httpsig import PublisherKey
 from narswarm.payload import Kind, file_name
+
+if TYPE_CHECKING:
+    from narswarm.httpsig import PublisherKey
 
 MAX_TORRENTS: Final = 16
 """Torrents that are read of one answer; the best come first."""
@@ -175,6 +177,8 @@ class TrackerIndex:
             RefusedError: the tracker doesn't want it.
             NetworkError: the tracker can't be reached, or is in trouble.
         """
+        from narswarm import httpsig  # noqa: PLC0415 - most users only ask; it is 10 ms
+
         url = self._url(nar_hash)
         body = bencoding.encode({b"narinfo": raw_narinfo, b"torrent": torrent})
         headers = httpsig.sign_request(key, "PUT", urlsplit(url).path, body, now)
