@@ -84,11 +84,19 @@ class Substitute:
                 report.note(str(error))
             else:
                 return protocol.success(*item.digest)
-        guix = realguix.find(self._context.settings.guix, self._context.environ)
-        status = realguix.substitute(guix, path, destination, self._context.environ)
+        status = self._by_guix(path, destination)
         if not status and item.mismatch is not None:
             return protocol.hash_mismatch(item.digest[0], item.mismatch)
         return status or protocol.NOT_FOUND
+
+    def _by_guix(self, path: str, destination: str) -> bytes:
+        """The status line of guix's own helper; b"" if it, or guix itself, is missing."""
+        try:
+            guix = realguix.find(self._context.settings.guix, self._context.environ)
+        except NarswarmError as error:
+            self._context.warn(str(error))
+            return b""
+        return realguix.substitute(guix, path, destination, self._context.environ)
 
 
 class _NoSourceError(NarswarmError):

@@ -15,8 +15,9 @@ from typing import Self
 import pytest
 
 from narswarm import base32, gcrypt, nar, narinfo
+from narswarm.errors import NotFoundError
 from narswarm.restore import RestoreError
-from substituter import substitute
+from substituter import realguix, substitute
 from substituter.nargate import Gate
 from substituter.session import Session
 from substituter.settings import SubstituterSettings
@@ -195,6 +196,28 @@ def test_only_wrong_copies_are_a_hash_mismatch(
             f"hash-mismatch sha256 {base32.encode(item.nar_hash)} {base32.encode(other.nar_hash)}\n"
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_without_any_guix_a_wrong_copy_is_still_told(
+    enter: Enter,
+    make_item: Make,
+    net: Net,
+    settings: SubstituterSettings,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine where guix can't be found says so, and reports the mismatch all the same."""
+    item, other = make_item("a", b"good"), make_item("b", b"evil")
+    net.seed(item, other.nar)
+
+    def nowhere(*_: object) -> str:
+        raise NotFoundError("guix", "is nowhere")
+
+    monkeypatch.setattr(realguix, "find", nowhere)
+    with Helper(enter(changed=with_tracker(settings, net)), capfd) as helper:
+        assert helper(item, tmp_path / "out").startswith("hash-mismatch sha256 ")
+        assert "guix: is nowhere" in helper.warnings
 
 
 def test_an_unknown_item_is_left_to_guix(
