@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from narswarm.errors import MismatchError, NarswarmError, SettingsError
+from narswarm.errors import MismatchError, NarswarmError
 from narswarm.payload import Kind
-from tracker.publication import Publication
+from tracker import blocks, database
+from tracker.blocks import BlockList
+from tracker.database import FILE_NAME, transaction
+from tracker.publication import Publication, RefusedError
 from tracker.wire_http import HASH_BYTES
-
-FILE_NAME = "index.sqlite"
 
 MAX_TORRENTS = 16
 """Torrents of one NAR."""
@@ -34,47 +34,6 @@ PROTECTED = MAX_TORRENTS // 2
 
 MAX_CLAIMS = 256
 """Publishers that are counted for one torrent."""
-
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE signers (
-    id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, authorized INTEGER NOT NULL
-);
-CREATE TABLE nars (
-    id INTEGER PRIMARY KEY, nar_hash BLOB NOT NULL UNIQUE, nar_size INTEGER NOT NULL
-);
-CREATE TABLE narinfos (
-    hash_part TEXT NOT NULL,
-    nar INTEGER NOT NULL REFERENCES nars,
-    signer INTEGER NOT NULL REFERENCES signers,
-    sources INTEGER NOT NULL,
-    added INTEGER NOT NULL,
-    raw BLOB NOT NULL,
-    UNIQUE (hash_part, nar, signer)
-);
-CREATE INDEX narinfos_by_nar ON narinfos (nar);
-CREATE TABLE torrents (
-    id INTEGER PRIMARY KEY,
-    nar INTEGER NOT NULL REFERENCES nars,
-    kind TEXT NOT NULL,
-    name TEXT NOT NULL,
-    length INTEGER NOT NULL,
-    piece_length INTEGER NOT NULL,
-    infohash_v1 BLOB NOT NULL,
-    infohash_v2 BLOB NOT NULL UNIQUE,
-    added INTEGER NOT NULL,
-    metainfo BLOB NOT NULL
-);
-CREATE INDEX torrents_by_nar ON torrents (nar);
-CREATE TABLE claims (
-    torrent INTEGER NOT NULL REFERENCES torrents ON DELETE CASCADE,
-    publisher BLOB NOT NULL,
-    added INTEGER NOT NULL,
-    PRIMARY KEY (torrent, publisher)
-) WITHOUT ROWID;
-CREATE VIEW vouched AS
-    SELECT nar FROM narinfos JOIN signers ON signers.id = narinfos.signer WHERE authorized;
-"""
 
 
 class IndexFullError(NarswarmError):
@@ -117,6 +76,26 @@ class IndexedNar(NamedTuple):
     torrents: tuple[IndexedTorrent, ...]
 
 
+class Totals(NamedTuple):
+    """The index in numbers.
+
+    Attributes:
+        nars: NARs.
+        torrents: torrents.
+        narinfos: narinfos.
+        blocks: blocks.
+        info_hashes: infohashes that may be tracked.
+        size: bytes of the database.
+    """
+
+    nars: int
+    torrents: int
+    narinfos: int
+    blocks: int
+    info_hashes: int
+    size: int
+
+
 class Index:
     """The index in a directory. Its methods may be called from any thread.
 
@@ -132,38 +111,12 @@ class Index:
     def __init__(self, directory: Path, *, max_bytes: int | None = None) -> None:
         self._path = directory / FILE_NAME
         self._lock = threading.Lock()
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._connection = self._connect(max_bytes)
-        except OSError as error:
-            raise SettingsError(directory, error.strerror or str(error)) from error
-        except sqlite3.Error as error:
-            raise SettingsError(self._path, f"is not a usable index: {error}") from error
+        self._connection = database.connect(directory, create=True, max_bytes=max_bytes)
         self._listed: set[bytes] = set()
+        self._seen_version = 0
+        self.blocks = BlockList()
+        """What announces have to be asked about beside whether they are listed."""
         self._relist()
-
-    def _connect(self, max_bytes: int | None) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path, isolation_level=None, check_same_thread=False, timeout=10
-        )
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
-                )
-            elif version != _VERSION:
-                raise SettingsError(self._path, f"has version {version} instead of {_VERSION}")
-            if max_bytes is not None:
-                (page,) = connection.execute("PRAGMA page_size").fetchone()
-                connection.execute(f"PRAGMA max_page_count = {max(max_bytes // page, 1)}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def close(self) -> None:
         """Let go of the database."""
@@ -186,7 +139,7 @@ class Index:
             NarswarmError: the database can't be written; nothing changed.
         """
         try:
-            with self._transaction() as connection:
+            with self._lock, transaction(self._connection) as connection:
                 for row, key in connection.execute("SELECT id, key FROM signers").fetchall():
                     connection.execute(
                         "UPDATE signers SET authorized = ? WHERE id = ?", (authorizes(key), row)
@@ -207,20 +160,24 @@ class Index:
             Whether it said anything new.
 
         Raises:
+            RefusedError: the operator blocked the NAR, the torrent or the publisher.
             IndexFullError: there is no room.
         """
         try:
-            with self._transaction() as connection:
-                nar = _nar_row(connection, publication)
-                before = _wire_hashes(connection, nar)
-                new = _claim(connection, nar, publication, publisher, now)
-                after = _wire_hashes(connection, nar)
+            with self._lock:
+                with transaction(self._connection) as connection:
+                    _check_blocks(connection, publication, publisher)
+                    nar = _nar_row(connection, publication)
+                    before = _wire_hashes(connection, nar)
+                    new = _claim(connection, nar, publication, publisher, now)
+                    after = _wire_hashes(connection, nar)
+                # Still locked: who reads the list anew meanwhile may know better.
+                self._listed.update(after)
+                self._listed.difference_update(before - after)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                 raise IndexFullError("index", "is full") from error
             raise
-        self._listed.update(after)
-        self._listed.difference_update(before - after)
         return new
 
     def nar(self, nar_hash: bytes) -> IndexedNar | None:
@@ -231,7 +188,8 @@ class Index:
                 " AND EXISTS (SELECT 1 FROM vouched WHERE vouched.nar = nars.id)",
                 (nar_hash,),
             ).fetchone()
-            torrents = _ranked(self._connection, found[0]) if found else []
+            ranked = _ranked(self._connection, found[0]) if found else []
+        torrents = [torrent for torrent in ranked if torrent.publishers]
         return IndexedNar(found[1], tuple(torrents)) if torrents else None
 
     def metainfo(self, row: int) -> bytes | None:
@@ -251,34 +209,94 @@ class Index:
         """
         with self._lock:
             found = self._connection.execute(
-                "SELECT raw FROM narinfos JOIN signers ON signers.id = narinfos.signer"
-                " WHERE hash_part = ? AND authorized AND sources >= ?"
+                "SELECT raw FROM narinfos JOIN vouched ON narinfo = narinfos.rowid"
+                " WHERE hash_part = ? AND sources >= ?"
                 " ORDER BY narinfos.added, narinfos.rowid LIMIT 1",
                 (hash_part, int(with_sources)),
             ).fetchone()
         return bytes(found[0]) if found else None
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def refresh(self) -> bool:
+        """Take in what a command wrote; return whether any did since the last time."""
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                # SQLite ends a transaction by itself when the disk is full.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+            changed = self._data_version() != self._seen_version
+        if changed:
+            self._relist()
+        return changed
+
+    def totals(self) -> Totals:
+        """How much there is, whoever vouches for it or blocks it."""
+        with self._lock:
+            nars, torrents, narinfos, blocked, size = self._connection.execute(
+                "SELECT (SELECT count(*) FROM nars), (SELECT count(*) FROM torrents),"
+                " (SELECT count(*) FROM narinfos), (SELECT count(*) FROM blocks),"
+                " page_count * page_size FROM pragma_page_count, pragma_page_size"
+            ).fetchone()
+        return Totals(nars, torrents, narinfos, blocked, len(self._listed), size)
+
+    def check(self) -> None:
+        """See whether the database can be read.
+
+        Raises:
+            NarswarmError: it can't.
+        """
+        try:
+            with self._lock:
+                self._connection.execute("SELECT id FROM nars LIMIT 1").fetchone()
+        except sqlite3.Error as error:
+            raise NarswarmError(self._path, str(error)) from error
+
+    def downloads(self) -> dict[bytes, int]:
+        """How often what is listed was downloaded, by infohash of 20 bytes, as it was kept."""
+        with self._lock:
+            rows = self._connection.execute("SELECT info_hash, count FROM downloads").fetchall()
+        return {bytes(info_hash): count for info_hash, count in rows}
+
+    def keep_downloads(self, counts: Mapping[bytes, int]) -> None:
+        """Keep how often infohashes were downloaded, of those that are listed.
+
+        Raises:
+            NarswarmError: the database can't be written; nothing changed.
+        """
+        rows = [item for item in counts.items() if item[0] in self._listed]
+        try:
+            with self._lock, transaction(self._connection) as connection:
+                connection.executemany("INSERT OR REPLACE INTO downloads VALUES (?, ?)", rows)
+        except sqlite3.Error as error:
+            raise NarswarmError(self._path, str(error)) from error
 
     def _relist(self) -> None:
-        """Read anew which infohashes may be tracked."""
+        """Read anew which infohashes may be tracked, and what is blocked."""
         with self._lock:
+            # First: what is written while this reads is then seen the next time.
+            self._seen_version = self._data_version()
             rows = self._connection.execute(
                 "SELECT infohash_v1, infohash_v2 FROM torrents"
                 " WHERE EXISTS (SELECT 1 FROM vouched WHERE vouched.nar = torrents.nar)"
+                " AND EXISTS (SELECT 1 FROM support WHERE support.torrent = torrents.id)"
             )
             self._listed = {info_hash[:HASH_BYTES] for row in rows for info_hash in row}
+            self.blocks = blocks.load(self._connection)
+
+    def _data_version(self) -> int:
+        """A number that changes when another connection writes."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        return int(version)
+
+
+def _check_blocks(
+    connection: sqlite3.Connection, publication: Publication, publisher: bytes
+) -> None:
+    """Refuse what the operator blocked."""
+    meta = publication.meta
+    for kind, value in (
+        (blocks.Kind.NAR, publication.info.nar_hash),
+        (blocks.Kind.PUBLISHER, publisher),
+        (blocks.Kind.INFOHASH, meta.infohash_v1),
+        (blocks.Kind.INFOHASH, meta.infohash_v2[:HASH_BYTES]),
+    ):
+        if blocks.is_blocked(connection, kind, value):
+            raise RefusedError(kind, "is blocked by this tracker's operator")
 
 
 def _nar_row(connection: sqlite3.Connection, publication: Publication) -> int:
@@ -378,11 +396,14 @@ def _make_room(connection: sqlite3.Connection, nar: int) -> None:
 
 
 def _ranked(connection: sqlite3.Connection, nar: int) -> list[IndexedTorrent]:
-    """The torrents of a NAR: by support, then those of profile 1, then the oldest."""
+    """The torrents of a NAR: by support, then those of profile 1, then the oldest.
+
+    Those that only blocked publishers claim, or that are blocked themselves, have no support.
+    """
     rows = connection.execute(
-        "SELECT torrents.id, kind, name, length, piece_length, infohash_v1, infohash_v2, count(*)"
-        " FROM torrents JOIN claims ON claims.torrent = torrents.id WHERE nar = ?"
-        " GROUP BY torrents.id ORDER BY count(*) DESC, kind != ?, torrents.id",
+        "SELECT id, kind, name, length, piece_length, infohash_v1, infohash_v2,"
+        " (SELECT count(*) FROM support WHERE support.torrent = torrents.id) AS publishers"
+        " FROM torrents WHERE nar = ? ORDER BY publishers DESC, kind != ?, id",
         (nar, Kind.ZSTD.value),
     )
     return [IndexedTorrent(*row) for row in rows]
@@ -390,7 +411,12 @@ def _ranked(connection: sqlite3.Connection, nar: int) -> list[IndexedTorrent]:
 
 def _wire_hashes(connection: sqlite3.Connection, nar: int) -> set[bytes]:
     """The infohashes of a NAR's torrents as they may be tracked."""
-    return {info_hash for torrent in _ranked(connection, nar) for info_hash in torrent.wire_hashes}
+    return {
+        info_hash
+        for torrent in _ranked(connection, nar)
+        if torrent.publishers
+        for info_hash in torrent.wire_hashes
+    }
 
 
 def _inserted(connection: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> int:

@@ -17,10 +17,13 @@ import pytest
 
 from narswarm import gcrypt, sexp
 from narswarm.acl import Acl
-from narswarm.errors import MismatchError, NarswarmError, SettingsError
+from narswarm.errors import MismatchError, NarswarmError
 from narswarm.gcrypt import KeyPair
-from tracker.index import FILE_NAME, MAX_CLAIMS, MAX_TORRENTS, PROTECTED, Index, IndexFullError
-from tracker.publication import Publication, check
+from tracker import blocks, database
+from tracker.blocks import Block, Kind
+from tracker.database import FILE_NAME
+from tracker.index import MAX_CLAIMS, MAX_TORRENTS, PROTECTED, Index, IndexFullError
+from tracker.publication import Publication, RefusedError, check
 
 if TYPE_CHECKING:
     from typing import Any
@@ -326,32 +329,138 @@ def test_full(tmp_path: Path, make_item: MakeItem, acl: Acl) -> None:
     index.close()
 
 
-def test_not_a_database(tmp_path: Path) -> None:
-    """A file that is something else is left alone."""
-    path = tmp_path / FILE_NAME
-    path.write_bytes(b"x" * 4096)
-    with pytest.raises(SettingsError) as caught:
-        Index(tmp_path)
-    assert str(caught.value) == f"{path}: is not a usable index: file is not a database"
-    assert path.read_bytes() == b"x" * 4096
+PUBLISHER = bytes([9]) * 32
+OTHER = bytes([8]) * 32
 
 
-def test_other_version(tmp_path: Path) -> None:
-    """An index of a later version isn't touched."""
-    Index(tmp_path).close()
-    path = tmp_path / FILE_NAME
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
-    connection.close()
-    with pytest.raises(SettingsError) as caught:
-        Index(tmp_path)
-    assert str(caught.value) == f"{path}: has version 2 instead of 1"
+def _write(directory: Path, *added: Block) -> None:
+    """Do what a command does, beside the index."""
+    with database.opened(directory) as connection, database.transaction(connection):
+        for block in added:
+            blocks.add(connection, block)
 
 
-def test_directory_that_is_a_file(tmp_path: Path) -> None:
-    """A directory that can't be one is said."""
-    path = tmp_path / "data"
-    path.write_bytes(b"")
-    with pytest.raises(SettingsError) as caught:
-        Index(path)
-    assert str(caught.value) == f"{path}: File exists"
+def _block(kind: Kind, value: bytes) -> Block:
+    return Block(kind, value, "", NOW)
+
+
+@pytest.mark.parametrize(
+    "kind_and_value",
+    [
+        lambda item: (Kind.NAR, item.nar_hash),
+        lambda item: (Kind.INFOHASH, item.meta.infohash_v1),
+        lambda item: (Kind.INFOHASH, item.meta.infohash_v2[:20]),
+        lambda _: (Kind.PUBLISHER, PUBLISHER),
+    ],
+)
+def test_blocks(
+    tmp_path: Path,
+    make_item: MakeItem,
+    acl: Acl,
+    kind_and_value: Callable[[Any], tuple[Kind, bytes]],
+) -> None:
+    """What is blocked is gone and refused until it is unblocked, and nothing else is."""
+    index = Index(tmp_path)
+    item, bystander = make_item(1), make_item(2)
+    publication = check(item.nar_hash, item.body, acl, SERVERS)
+    index.publish(publication, PUBLISHER, NOW)
+    index.publish(check(bystander.nar_hash, bystander.body, acl, SERVERS), OTHER, NOW)
+    kind, value = kind_and_value(item)
+    _write(tmp_path, _block(kind, value))
+    assert index.nar(item.nar_hash) is None  # by the views, before anybody is told
+    assert index.refresh()
+    assert not index.refresh()
+    assert not any(map(index.is_listed, _hashes(item)))
+    assert index.blocks.info_hashes == (set() if kind is Kind.PUBLISHER else {*_hashes(item)})
+    narinfo = index.narinfo(item.hash_part, with_sources=False)
+    assert (narinfo is None) == (kind is Kind.NAR)
+    with pytest.raises(RefusedError) as caught:
+        index.publish(publication, PUBLISHER, NOW)
+    assert str(caught.value) == f"{kind}: is blocked by this tracker's operator"
+    assert index.nar(bystander.nar_hash) is not None
+    assert all(map(index.is_listed, _hashes(bystander)))
+    with database.opened(tmp_path) as connection, database.transaction(connection):
+        blocks.remove(connection, kind, value)
+    assert index.refresh()
+    assert index.nar(item.nar_hash) is not None
+    assert index.narinfo(item.hash_part, with_sources=False) == publication.narinfo
+    assert all(map(index.is_listed, _hashes(item)))
+    assert index.blocks.info_hashes == frozenset()
+    assert not index.publish(publication, PUBLISHER, NOW)
+    index.close()
+
+
+def test_claims_of_blocked_publishers_do_not_count(
+    tmp_path: Path, make_item: MakeItem, acl: Acl
+) -> None:
+    """A torrent that others claim as well stays, with their support only."""
+    index = Index(tmp_path)
+    item = make_item()
+    publication = check(item.nar_hash, item.body, acl, SERVERS)
+    for publisher in (PUBLISHER, OTHER):
+        index.publish(publication, publisher, NOW)
+    _write(tmp_path, _block(Kind.PUBLISHER, PUBLISHER))
+    assert index.refresh()
+    found = index.nar(item.nar_hash)
+    assert found is not None
+    assert [torrent.publishers for torrent in found.torrents] == [1]
+    assert all(map(index.is_listed, _hashes(item)))
+    index.close()
+
+
+def test_hidden_torrents_make_room_first(tmp_path: Path, make_item: MakeItem, acl: Acl) -> None:
+    """What a blocked publisher filled a NAR's places with doesn't keep others out."""
+    index = Index(tmp_path)
+    false = [make_item(1, b"%d" % number) for number in range(MAX_TORRENTS)]
+    for item in false:
+        index.publish(check(item.nar_hash, item.body, acl, SERVERS), PUBLISHER, NOW)
+    _write(tmp_path, _block(Kind.PUBLISHER, PUBLISHER))
+    true = [make_item(1, b"true %d" % number) for number in range(PROTECTED)]
+    for item in true:
+        index.publish(check(item.nar_hash, item.body, acl, SERVERS), OTHER, NOW)
+    found = index.nar(true[0].nar_hash)
+    assert found is not None
+    assert {torrent.infohash_v1 for torrent in found.torrents} == {
+        item.meta.infohash_v1 for item in true
+    }
+    index.close()
+
+
+def test_downloads_are_kept(tmp_path: Path, make_item: MakeItem, acl: Acl) -> None:
+    """Numbers of listed infohashes outlast the process, others are never written down."""
+    index = Index(tmp_path)
+    item = make_item()
+    index.publish(check(item.nar_hash, item.body, acl, SERVERS), PUBLISHER, NOW)
+    one, two = _hashes(item)
+    index.keep_downloads({one: 3, b"u" * 20: 9})
+    index.keep_downloads({one: 4, two: 1})
+    index.close()
+    index = Index(tmp_path)
+    assert index.downloads() == {one: 4, two: 1}
+    with database.opened(tmp_path) as connection, database.transaction(connection):
+        blocks.withdraw(connection, item.nar_hash, "", NOW)
+    assert index.downloads() == {}
+    index.close()
+
+
+def test_totals(tmp_path: Path, make_item: MakeItem, acl: Acl) -> None:
+    """The index in numbers."""
+    index = Index(tmp_path)
+    item = make_item()
+    index.publish(check(item.nar_hash, item.body, acl, SERVERS), PUBLISHER, NOW)
+    _write(tmp_path, _block(Kind.ADDRESS, b"192.0.2.0/24"))
+    totals = index.totals()
+    assert totals[:5] == (1, 1, 1, 1, 2)
+    assert totals.size % 4096 == 0
+    index.check()
+    index.close()
+
+
+@pytest.mark.parametrize("use", [Index.check, lambda index: index.keep_downloads({})])
+def test_database_that_cannot_be_used(tmp_path: Path, use: Callable[[Index], None]) -> None:
+    """It is an error of ours, whatever SQLite says."""
+    index = Index(tmp_path)
+    index.close()
+    with pytest.raises(NarswarmError) as caught:
+        use(index)
+    assert str(caught.value) == f"{tmp_path / FILE_NAME}: Cannot operate on a closed database."
