@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple, Self
 
 from narswarm import acl, base32, gcrypt, nar, narinfo, sexp
@@ -108,7 +109,7 @@ class Demo:
 
     def _await_swarms(self, items: list[Item], seeders: int) -> None:
         """Wait until the tracker knows all items and where each seeder has them."""
-        index = TrackerIndex(HttpClient(), self._tracker)
+        index = TrackerIndex(HttpClient(environ={}), self._tracker)
         deadline = time.monotonic() + DEADLINE
         missing = list(items)
         while missing:
@@ -200,12 +201,14 @@ class Demo:
         watchdog = threading.Timer(DEADLINE, process.kill)
         watchdog.start()
         seen = []
-        for line in process.stdout:
-            seen.append(line)
-            if sign in line:
-                watchdog.cancel()
-                threading.Thread(target=process.stdout.read, daemon=True).start()
-                return line
+        try:
+            for line in process.stdout:
+                seen.append(line)
+                if sign in line:
+                    threading.Thread(target=process.stdout.read, daemon=True).start()
+                    return line
+        finally:
+            watchdog.cancel()
         sys.exit(f"demo: {program} did not start:\n{''.join(seen)}")
 
     def _lying_torrent(self) -> bool:
@@ -219,7 +222,7 @@ class Demo:
                 hasher.update(frame)
                 file.write(frame)
         torrent = Metainfo.of(payload.name, hasher.finish()).encode()
-        client = HttpClient(timeout=10)
+        client = HttpClient(timeout=10, environ={})
         liar = PublisherKey.load_or_create(self._folder / "liar.key")
         TrackerIndex(client, self._tracker).publish(
             liar, victim.nar_hash, torrent, victim.narinfo, time.time()
@@ -452,5 +455,15 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """End as on ^C, so that nothing is left running."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ndemo: interrupted")
