@@ -65,7 +65,8 @@ def serve(settings: Settings) -> None:
         _Sockets(settings.listen) as sockets,
         UdpSockets(sockets if settings.udp else ()) as udp_sockets,
     ):
-        load_key(settings.data)
+        if udp_sockets:
+            load_key(settings.data)
         _Server(settings, sockets, udp_sockets).run()
 
 

@@ -35,7 +35,7 @@ def test_serve_without_flags(served: list[Settings]) -> None:
 def test_flags(served: list[Settings]) -> None:
     """Each flag sets its setting."""
     flags = (
-        "--listen 127.0.0.1:0 --listen [::1]:1 --data /d --open --acl /a"
+        "--listen 127.0.0.1:0 --listen [::1]:1 --no-udp --data /d --open --acl /a"
         " --publisher K --publisher L --url http://u"
     )
     result = CliRunner().invoke(tracker, ["serve", *flags.split()], catch_exceptions=False)
@@ -43,6 +43,7 @@ def test_flags(served: list[Settings]) -> None:
     assert served == [
         Settings(
             listen=("127.0.0.1:0", "[::1]:1"),
+            udp=False,
             data=Path("/d"),
             open=True,
             acl=Path("/a"),
