@@ -65,7 +65,8 @@ def test_lying_torrent(site: Site, fetcher: Callable[..., Fetcher], rest: str) -
         site.wait_published(label)
     narinfo = f"{SERVER}/{item.removeprefix('/gnu/store/')[:32]}.narinfo"
     command = ("python3", "/opt/rig/liar.py", TRACKER, narinfo, item, f"/srv/{label}", "7001")
-    liar = site.node.spawn("liar", *command, env={"PYTHONPATH": "/opt/narswarm"})
+    name = f"liar-{rest}"
+    liar = site.node.spawn(name, *command, env={"PYTHONPATH": "/opt/narswarm"})
     try:
         liar.wait_ready(lambda: "published" in liar.tail())
         infohash = liar.tail().split("published ")[1].split()[0]
@@ -80,7 +81,7 @@ def test_lying_torrent(site: Site, fetcher: Callable[..., Fetcher], rest: str) -
         b.assert_equal(label)
         assert bool(b.http_bytes()) == (rest == "http")
     finally:
-        site.stop("liar")
+        site.stop(name)
 
 
 def test_unauthorised_key(site: Site, fetcher: Callable[..., Fetcher]) -> None:
@@ -103,7 +104,7 @@ def test_tracker_gone(site: Site, fetcher: Callable[..., Fetcher], how: str) -> 
     if how == "killed":
         site.stop("tracker", number=signal.SIGKILL)
     else:
-        site.freeze("tracker")
+        site.node.services["tracker"].freeze()
     b = fetcher()
     b.build("extra-1", timeout=30)
     b.assert_equal("extra-1")

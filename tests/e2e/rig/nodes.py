@@ -10,6 +10,7 @@ parent dies.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shlex
@@ -113,11 +114,23 @@ class Service:
         except DeadlineError as error:
             raise CommandError(f"{error}:\n{self.tail()}") from None
 
-    def send(self, number: signal.Signals, *, everywhere: bool = False) -> None:
-        """Send it a signal, with `everywhere` also to its descendants."""
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
         if self.alive():
-            for pid in family(self.pid) if everywhere else [self.pid]:
-                os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def freeze(self) -> None:
+        """Stop it and its descendants where they are; their connections stay open."""
+        for pid in family(self.pid):
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Undo `freeze`."""
+        # nsenter stops with its child, and would neither go on nor reap the child otherwise.
+        for pid in family(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def wait(self, timeout: float) -> None:
         """Wait until it ends by itself."""
@@ -128,6 +141,7 @@ class Service:
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 15.0) -> None:
         """End it by a signal, and by SIGKILL when it takes longer than `timeout` seconds."""
+        self.thaw()
         self.send(number)
         try:
             self._process.wait(timeout)
@@ -286,7 +300,7 @@ class Node:
             service.stop(number)
 
     def processes(self, word: str) -> list[int]:
-        """Processes of the node with `word` in their command line, as this machine numbers them."""
+        """Processes of the node with `word` as an argument, as this machine numbers them."""
         namespace = Path(f"/proc/{self.pid}/ns/pid").readlink()
         found = []
         for entry in Path("/proc").iterdir():
@@ -298,7 +312,7 @@ class Node:
                 line = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if word.encode() in line:
+            if word.encode() in line.split(b"\0"):
                 found.append(int(entry.name))
         return found
 
@@ -322,6 +336,8 @@ class Node:
 
     def close(self) -> None:
         """End the node and everything in it, and delete its files."""
+        for service in self.services.values():
+            service.thaw()
         self._unshare.send_signal(signal.SIGKILL)
         self._unshare.wait()
         if self._unshare.stdout:

@@ -124,10 +124,6 @@ class Site:
         command = ("guix", "repl", "--", "/opt/rig/add.scm", f"e2e-{label}", "/srv/added")
         self.items[label] = self.node.run(*command).stdout
 
-    def freeze(self, name: str) -> None:
-        """Have a service of A keep its connections and do nothing."""
-        self.node.services[name].send(signal.SIGSTOP, everywhere=True)
-
     def stop(self, *names: str, number: signal.Signals = signal.SIGTERM) -> None:
         """End services of A: tracker, seeder, proxy."""
         for name in names:
@@ -140,7 +136,7 @@ class Site:
         if not service.alive():
             del self.node.services[name]
             return False
-        service.send(signal.SIGCONT, everywhere=True)
+        service.thaw()
         return True
 
     # -- what is there ----------------------------------------------------------------------------
