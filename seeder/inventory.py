@@ -118,7 +118,7 @@ class NarDirectory:
         self._parsed: dict[str, tuple[int, Item | None]] = {}
 
     def items(self, after: int = 0) -> Iterator[Item]:
-        """See `Inventory`; the order is that in which the files were written."""
+        """See `Inventory`; the order is that in which the files came here."""
         items = sorted(pair.item for pair in self._pairs().values())
         return iter([item for item in items if item.order > after])
 
@@ -147,13 +147,15 @@ class NarDirectory:
         """What is there now, by store path; only what changed is read."""
         try:
             with os.scandir(self._directory) as entries:
-                changed = {
-                    entry.name: entry.stat().st_mtime_ns
-                    for entry in entries
-                    if entry.name.endswith((_NARINFO, _NAR))
-                }
+                names = [entry for entry in entries if entry.name.endswith((_NARINFO, _NAR))]
         except OSError as error:
             raise NotFoundError(self._directory, error.strerror or str(error)) from None
+        changed: dict[str, int] = {}
+        for entry in names:
+            # One that was just deleted, or is a link to nowhere, mustn't hide the others.
+            with contextlib.suppress(OSError):
+                # Not the time of its contents: files that were copied here may have an old one.
+                changed[entry.name] = entry.stat().st_ctime_ns
         pairs: dict[str, _Pair] = {}
         with self._lock:
             self._parsed = {name: seen for name, seen in self._parsed.items() if name in changed}

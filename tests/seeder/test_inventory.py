@@ -66,20 +66,30 @@ def test_a_narinfo_without_a_nar_is_no_item(world: World) -> None:
 
 
 def test_new_files_come_after_those_that_were_seen(world: World) -> None:
-    """The order is the time of the later of the two files."""
+    """The order is that in which files came, also if their contents are old, as of copies."""
     old, new = world.make("old"), world.make("new")
     world.put_nar(old)
-    world.put_nar(new)
-    for path in world.nars.iterdir():
-        os.utime(path, ns=(1000, 1000))
-    nar = world.nars / f"{new.path.rpartition('/')[2]}.nar"
-    os.utime(nar, ns=(2000, 2000))
     inventory = NarDirectory(world.nars)
-    assert [(item.order, item.store_path) for item in inventory.items()] == [
-        (1000, old.path),
-        (2000, new.path),
-    ]
-    assert [item.store_path for item in inventory.items(after=1000)] == [new.path]
+    (seen,) = inventory.items()
+    assert seen.store_path == old.path
+    assert list(inventory.items(after=seen.order)) == []
+    later: list[Item] = []
+    while not later:  # until the clock of the file system has gone on
+        world.put_nar(new)
+        for name in (f"{new.path.rpartition('/')[2]}.nar", f"{new.item.store_path[11:43]}.narinfo"):
+            os.utime(world.nars / name, ns=(1000, 1000))
+        later = list(inventory.items(after=seen.order))
+    assert [item.store_path for item in later] == [new.path]
+    assert [item.store_path for item in inventory.items()] == [old.path, new.path]
+
+
+def test_a_link_to_nowhere_hides_nothing(world: World) -> None:
+    """A file that can't be looked at, or that vanishes meanwhile, is no item; others are."""
+    made = world.make()
+    world.put_nar(made)
+    (world.nars / "lost.nar").symlink_to("nowhere")
+    (world.nars / "lost.narinfo").symlink_to("nowhere")
+    assert [item.store_path for item in NarDirectory(world.nars).items()] == [made.path]
 
 
 def test_what_is_no_narinfo_is_told_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
