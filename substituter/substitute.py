@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from narswarm.errors import InvalidInputError, NarswarmError
 from narswarm.narinfo import Narinfo
-from narswarm.restore import Deduplicator, RestoreError
+from narswarm.restore import Deduplicator, RestoreError, delete
 from narswarm.storepath import STORE
 from substituter import protocol, realguix
 from substituter.context import Context
@@ -96,7 +96,11 @@ class Substitute:
         except NarswarmError as error:
             self._context.warn(str(error))
             return b""
-        return realguix.substitute(guix, path, destination, self._context.environ)
+        status = realguix.substitute(guix, path, destination, self._context.environ)
+        if not status.startswith(b"success "):
+            # When it crashes, on a damaged NAR for example, it leaves what it has written.
+            delete(destination)
+        return status
 
 
 class _NoSourceError(NarswarmError):

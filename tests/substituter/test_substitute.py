@@ -246,6 +246,25 @@ def test_guix_itself_is_the_last_way(
         assert helper(make_item("a"), tmp_path / "out") == "success sha256:x 7\n"
 
 
+def test_what_guix_leaves_behind_is_removed(
+    enter: Enter,
+    make_item: Make,
+    settings: SubstituterSettings,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A real helper that crashes in the middle of an item leaves nothing at its place."""
+    guix = tmp_path / "guix"
+    guix.write_text(
+        '#!/bin/sh\nread verb item dest; mkdir "$dest"; echo x > "$dest/part"; exit 1\n'
+    )
+    guix.chmod(0o755)
+    world = enter(changed=dataclasses.replace(settings, guix=guix))
+    with Helper(world, capfd) as helper:
+        assert helper(make_item("a"), tmp_path / "out") == "not-found\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_narinfo_by_an_unknown_key_counts_for_nothing(
     enter: Enter, make_item: Make, site: Site, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
