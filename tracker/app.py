@@ -25,7 +25,7 @@ from narswarm.httpsig import SignatureError
 from narswarm.narinfo import Source
 from tracker import publication
 from tracker.aclfile import AclFile
-from tracker.announcer import Announcer
+from tracker.announcer import Announcer, RefusedAddressError
 from tracker.index import Index, IndexedTorrent, IndexFullError
 from tracker.publication import RefusedError
 from tracker.settings import Settings
@@ -70,12 +70,14 @@ class AnnounceMiddleware:
         # The server hands over bytes as if they were Latin-1.
         query = environ.get("QUERY_STRING", "").encode("latin-1")
         try:
+            forwarded = environ.get("HTTP_X_FORWARDED_FOR")
+            remote = environ["REMOTE_ADDR"]
             if path == "/announce":
-                forwarded = environ.get("HTTP_X_FORWARDED_FOR")
-                remote = environ["REMOTE_ADDR"]
                 body = self._announcer.announce_http(query, remote, forwarded, int(self._clock()))
             else:
-                body = self._announcer.scrape_http(query)
+                body = self._announcer.scrape_http(query, remote, forwarded)
+        except RefusedAddressError as error:
+            body = failure(str(error), retry_in="never")
         except WireError as error:
             body = failure(str(error))
         headers = [

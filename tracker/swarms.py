@@ -15,7 +15,7 @@ Sources: BEP 3, 7, 21; a closed tracker asks its index before it comes here.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -139,10 +139,12 @@ class _Pool(bytearray):
             last -= 1
         return dropped
 
-    def expire(self, before: int) -> int:
-        """Drop the peers that were last heard of before a time; return how many."""
+    def expire(self, before: int, unwanted: Callable[[bytes], bool] | None) -> int:
+        """Drop peers last heard of before a time, and unwanted addresses; return how many."""
         count = self.size
         kept = [index for index in range(count) if self._seen(index) >= before]
+        if unwanted is not None:
+            kept = [index for index in kept if not unwanted(self.record(index)[: self.KEY - 2])]
         if len(kept) != count:
             self[:] = b"".join([self.record(index) for index in kept])
         return count - len(kept)
@@ -250,6 +252,8 @@ class Swarms:
         self._swarms: dict[bytes, _Swarm] = {}
         self._sweep: Iterator[bytes] | None = None
         self.peers = 0
+        self.totals = [0] * 4
+        """Peers by role and family: seeds of IPv4, of IPv6, leechers of IPv4, of IPv6."""
 
     def __len__(self) -> int:
         return len(self._swarms)
@@ -284,7 +288,9 @@ class Swarms:
                 return Answer(Counts(0, 0, 0, 0), _NOBODY)
             swarm = self._swarms[request.info_hash] = _Swarm()
         known = swarm.take(key)
-        self.peers -= known is not None
+        if known is not None:
+            self.peers -= 1
+            self.totals[_place(seed=known[0], six=len(key) > _Pool4.KEY)] -= 1
         if stops:
             swarm.tidy()
             self._forget(request.info_hash, swarm)
@@ -317,11 +323,13 @@ class Swarms:
         dropped = pool.make_room(network, self._limits.address_ports)
         if dropped:
             self.peers -= dropped
+            self.totals[place] -= dropped
             swarm.recount()
         if self.peers < self._limits.peers and sum(swarm.sizes()) < self._limits.swarm_peers:
             pool.add(record)
             swarm.partial += record[pool.KEY + 4] & _PARTIAL
             self.peers += 1
+            self.totals[place] += 1
 
     def _forget(self, info_hash: bytes, swarm: _Swarm) -> None:
         """Drop a swarm that says nothing any more."""
@@ -362,12 +370,29 @@ class Swarms:
         counts = Counts(len(seeds), len(leechers), downloaded, max(len(leechers) - partial, 0))
         return counts, peers
 
-    def expire(self, now: int, budget: int) -> Swept:
+    def restore(self, downloaded: Mapping[bytes, int]) -> None:
+        """Begin with numbers of downloads, by infohash of 20 bytes, that were kept elsewhere.
+
+        Without `keep_downloads` they would be forgotten with the first peer that leaves, so they
+        aren't taken.
+        """
+        for info_hash, count in downloaded.items():
+            if self._keep_downloads and count and len(self._swarms) < self._limits.swarms:
+                self._swarms.setdefault(info_hash, _Swarm()).downloaded = count
+
+    def limit(self, limits: Limits) -> None:
+        """Set other limits. Who is there beyond them stays until it falls silent."""
+        self._limits = limits
+
+    def expire(
+        self, now: int, budget: int, unwanted: Callable[[bytes], bool] | None = None
+    ) -> Swept:
         """Forget peers that fell silent, a part of the swarms at a time.
 
         Args:
             now: seconds since the epoch.
             budget: how many swarms to look at; the next call goes on from there.
+            unwanted: whether to forget the peers at an address, 4 or 16 bytes, in any case.
         """
         if self._sweep is None:
             # A copy of the keys: swarms come and go before the sweep ends.
@@ -380,16 +405,24 @@ class Swarms:
                 return Swept(expired, finished=True)
             swarm = self._swarms.get(info_hash)
             if swarm is not None:
-                expired += self._expire_swarm(info_hash, swarm, now)
+                expired += self._expire_swarm(info_hash, swarm, now, unwanted)
         return Swept(expired, finished=False)
 
-    def _expire_swarm(self, info_hash: bytes, swarm: _Swarm, now: int) -> int:
+    def _expire_swarm(
+        self,
+        info_hash: bytes,
+        swarm: _Swarm,
+        now: int,
+        unwanted: Callable[[bytes], bool] | None,
+    ) -> int:
         expired = 0
         for place, pool in enumerate(swarm.pools):
             if pool:
                 seed = place < 2
                 timeout = self._limits.seed_timeout if seed else self._limits.leecher_timeout
-                expired += pool.expire(now - timeout)
+                gone = pool.expire(now - timeout, unwanted)
+                self.totals[place] -= gone
+                expired += gone
         if expired:
             self.peers -= expired
             swarm.recount()

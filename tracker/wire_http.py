@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 MAX_SCRAPE = 74
@@ -25,6 +25,7 @@ HASH_BYTES = 20
 
 _INT64_DIGITS = 20
 _UINT64 = 1 << 64
+_DAY = 86400
 
 
 class WireError(ValueError):
@@ -249,15 +250,18 @@ def announce_reply(reply: AnnounceReply, *, compact: bool) -> bytes:
     return head + b"e"
 
 
-def failure(reason: str, *, retry_in: int | None = None) -> bytes:
+def failure(reason: str, *, retry_in: int | Literal["never"] | None = None) -> bytes:
     """Encode a refusal, which is sent with HTTP status 200 (BEP 3).
 
     Args:
         reason: what the client shows its user.
-        retry_in: minutes to wait (BEP 31). libtorrent reads the same from `interval`, in seconds.
+        retry_in: minutes to wait, or never (BEP 31). libtorrent reads the same from `interval`, in
+            seconds; a day stands for never.
     """
     reply = b"d14:failure reason" + _string(reason.encode())
-    if retry_in is not None:
+    if retry_in == "never":
+        reply += b"8:intervali%de8:retry in5:never" % _DAY
+    elif retry_in is not None:
         reply += b"8:intervali%de8:retry ini%de" % (retry_in * 60, retry_in)
     return reply + b"e"
 

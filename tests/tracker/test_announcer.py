@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from ipaddress import ip_network
 from random import Random
 
 import pytest
 
 from narswarm import bencoding
 from tracker import announcer as announcer_module
-from tracker.announcer import Announcer
+from tracker.announcer import Announcer, BlockedError, RefusedAddressError, SwarmTotals
+from tracker.blocks import BlockList
 from tracker.policy import Policy, parse_networks
 from tracker.swarms import Limits, Swarms
-from tracker.wire_http import Counts, WireError
+from tracker.wire_http import AnnounceRequest, Counts, WireError
 
 LISTED = b"l" * 20
 OTHER = b"o" * 20
@@ -114,13 +117,103 @@ def test_proxies_name_the_client(announcer: Announcer) -> None:
         announcer.announce_http(_query(), "10.0.0.1", None, NOW)
 
 
+def test_blocked_infohashes(announcer: Announcer, swarms: Swarms) -> None:
+    """They are refused for ever, listed or not, and what is there isn't told any more."""
+    _announce(announcer, _query(more=b"left=0"))
+    announcer.blocks = BlockList({LISTED, UNLISTED})
+    for info_hash in (LISTED, UNLISTED):
+        assert _announce(announcer, _query(info_hash)) == {
+            b"failure reason": b"info_hash: is blocked by this tracker's operator",
+            b"interval": 86400,
+            b"retry in": b"never",
+        }
+    assert announcer.counts([LISTED]) == [Counts(0, 0, 0, 0)]
+    assert swarms.peers == 1
+    with pytest.raises(BlockedError):
+        announcer.announce(AnnounceRequest(LISTED, b"p" * 20, 1), bytes(4), NOW)
+    announcer.blocks = BlockList()
+    assert announcer.counts([LISTED]) == [Counts(1, 0, 0, 0)]
+
+
+def test_blocked_addresses(announcer: Announcer) -> None:
+    """They are refused before anything is read, behind a proxy too, and their peers forgotten."""
+    _announce(announcer, _query(), "192.0.2.1")
+    _announce(announcer, _query(), "198.51.100.1")
+    announcer.blocks = BlockList(networks=[ip_network("192.0.2.0/24")])
+    assert announcer.refuses(b"\xc0\0\2\1")
+    assert not announcer.refuses(b"\xc0\0\3\1")
+    for ask in (announcer.announce_http, lambda *some: announcer.scrape_http(*some[:3])):
+        for remote, forwarded in (("192.0.2.9", None), ("10.0.0.1", "192.0.2.9")):
+            with pytest.raises(RefusedAddressError) as caught:
+                ask(b"nonsense", remote, forwarded, NOW)
+            assert str(caught.value) == "address: is blocked by this tracker's operator"
+    assert announcer.expire(NOW) == 1
+    assert announcer.totals() == SwarmTotals(1, 0, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("remote", "info_hash", "key"),
+    [
+        ("192.0.2.1", LISTED, ("ipv4", "ok")),
+        ("::1", LISTED, ("ipv6", "ok")),
+        ("::ffff:192.0.2.1", UNLISTED, ("ipv4", "unlisted")),
+        ("192.0.2.1", b"short", ("ipv4", "malformed")),
+        ("10.0.0.1", LISTED, ("unknown", "malformed")),
+        ("192.0.2.1", OTHER, ("ipv4", "blocked")),
+        ("198.51.100.1", LISTED, ("ipv4", "refused")),
+    ],
+)
+def test_requests_are_counted(
+    announcer: Announcer, remote: str, info_hash: bytes, key: tuple[str, str]
+) -> None:
+    """Whatever becomes of a request, it is counted once, with how long it took."""
+    announcer.blocks = BlockList({OTHER}, [ip_network("198.51.100.0/24")])
+    with suppress(WireError):
+        announcer.announce_http(_query(info_hash), remote, None, NOW)
+    family, outcome = key
+    assert announcer.metrics.requests.values() == {("http", family, "announce", outcome): 1}
+    assert announcer.metrics.latency.values()["http", "announce"].cumulative[-1] == 1
+
+
+def test_scrapes_are_counted(announcer: Announcer) -> None:
+    """A scrape is another action."""
+    announcer.scrape_http(b"info_hash=%b" % LISTED, "::1", None)
+    with pytest.raises(WireError):
+        announcer.scrape_http(b"", "192.0.2.1", None)
+    assert announcer.metrics.requests.values() == {
+        ("http", "ipv6", "scrape", "ok"): 1,
+        ("http", "ipv4", "scrape", "malformed"): 1,
+    }
+    assert announcer.metrics.latency.values()["http", "scrape"].cumulative[-1] == 2
+
+
+def test_downloads_to_keep(announcer: Announcer) -> None:
+    """Numbers are handed out after they changed, once, and go on from where they were."""
+    announcer.restore_downloads({LISTED: 5})
+    assert announcer.take_downloads() == {}
+    _announce(announcer, _query(more=b"event=completed"))
+    _announce(announcer, _query(OTHER, more=b"left=0"))
+    assert announcer.take_downloads() == {LISTED: 6}
+    assert announcer.take_downloads() == {}
+
+
+def test_other_decisions(announcer: Announcer) -> None:
+    """Policy and limits can change while it runs."""
+    _announce(announcer, _query(port=1))
+    announcer.reconfigure(Policy(leecher_interval=10), Limits(swarm_peers=1))
+    reply = _announce(announcer, _query(port=2))
+    assert isinstance(reply, dict)
+    assert reply[b"min interval"] == 5
+    assert announcer.totals() == SwarmTotals(1, 0, 0, 1, 0)
+
+
 def test_scrape(announcer: Announcer) -> None:
     """Every infohash that is asked for has numbers, and asking changes nothing."""
     _announce(announcer, _query(more=b"left=0"))
     query = b"info_hash=%b&info_hash=%b" % (UNLISTED, LISTED)
     zero = {b"complete": 0, b"downloaded": 0, b"downloaders": 0, b"incomplete": 0}
     for _ in range(2):
-        assert bencoding.decode(announcer.scrape_http(query), "reply") == {
+        assert bencoding.decode(announcer.scrape_http(query, "::1", None), "reply") == {
             b"files": {LISTED: {**zero, b"complete": 1}, UNLISTED: zero},
             b"flags": {b"min_request_interval": 100},
         }

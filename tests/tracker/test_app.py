@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from tracker import app as app_module
 from tracker.aclfile import AclFile
 from tracker.announcer import Announcer
 from tracker.app import TrackerApp, with_announce
+from tracker.blocks import BlockList
 from tracker.index import Index, IndexFullError
 from tracker.publication import MAX_BODY
 from tracker.settings import Settings
@@ -46,6 +48,7 @@ class Site:
         announcer = Announcer(settings.policy(), swarms, self.index.is_listed, rng)
         acl_file = AclFile(settings.acl, self.index)
         wsgi = TrackerApp(settings, self.index, announcer, acl_file, lambda: NOW).wsgi()
+        self.announcer = announcer
         self.client = Client(wsgi)
 
     def announce(self, query: str, address: str = "192.0.2.1", method: str = "GET") -> TestResponse:
@@ -56,6 +59,10 @@ class Site:
             query_string=query,
             environ_overrides={"REMOTE_ADDR": address},
         )
+
+    def scrape(self, query: str = "", address: str = "192.0.2.1") -> TestResponse:
+        """One scrape from an address."""
+        return self.client.get(f"/scrape?{query}", environ_overrides={"REMOTE_ADDR": address})
 
     def put(
         self,
@@ -129,7 +136,7 @@ def test_announce_failures_are_answers(site: Site) -> None:
     )
     response = site.announce(_query(bytes(20), 1))
     assert b"8:retry ini5e" in response.data
-    response = site.client.get("/scrape")
+    response = site.scrape()
     assert (response.status_code, response.data[:18]) == (200, b"d14:failure reason")
 
 
@@ -143,6 +150,19 @@ def test_head_and_other_methods(site: Site) -> None:
     assert (post.status_code, post.headers["Allow"]) == (405, "GET, HEAD")
 
 
+def test_blocked_addresses(site: Site) -> None:
+    """Who is blocked is told so, and never to come back, whatever it asked."""
+    site.announcer.blocks = BlockList(networks=[ip_network("198.51.100.0/24")])
+    expected = {
+        b"failure reason": b"address: is blocked by this tracker's operator",
+        b"interval": 86400,
+        b"retry in": b"never",
+    }
+    for response in (site.announce("", "198.51.100.7"), site.scrape("", "::ffff:198.51.100.7")):
+        assert (response.status_code, bencoding.decode(response.data, "reply")) == (200, expected)
+    assert b"is missing" in site.announce("", "198.51.101.7").data
+
+
 def test_scrape_page(site: Site, make_item: MakeItem) -> None:
     """Both infohashes of a hybrid torrent can be asked for at once."""
     item = make_item()
@@ -150,7 +170,7 @@ def test_scrape_page(site: Site, make_item: MakeItem) -> None:
     hashes = [item.meta.infohash_v1, item.meta.infohash_v2[:20]]
     site.announce(_query(hashes[0], 1))
     query = "&".join(f"info_hash={_quoted(info_hash)}" for info_hash in hashes)
-    reply = bencoding.decode(site.client.get(f"/scrape?{query}").data, "reply")
+    reply = bencoding.decode(site.scrape(query).data, "reply")
     assert isinstance(reply, dict)
     files = reply[b"files"]
     assert isinstance(files, dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from random import Random
 
 import pytest
@@ -280,6 +280,58 @@ def test_silent_peers_are_forgotten(after: int, left: int) -> None:
     assert len(swarm.swarms) == int(left > 0)
 
 
+@pytest.mark.parametrize(
+    ("unwanted", "totals"),
+    [(ip_address("10.0.0.1"), [0, 0, 1, 0]), (ip_address("2001:db8::1"), [1, 0, 0, 0])],
+)
+def test_unwanted_addresses_are_forgotten(
+    unwanted: IPv4Address | IPv6Address, totals: list[int]
+) -> None:
+    """All ports of an address go at once, in time or not."""
+    swarm = Swarm()
+    if unwanted.version == 6:
+        swarm.announce("10.0.0.1", left=0)
+    else:
+        swarm.announce("10.0.0.2", left=1)
+    for port in (1, 2):
+        swarm.announce(str(unwanted), port, left=port - 1, info_hash=OTHER)
+    assert swarm.swarms.expire(NOW, 10, unwanted.packed.__eq__) == Swept(2, finished=True)
+    assert swarm.swarms.totals == totals
+    assert swarm.swarms.peers == 1
+
+
+def test_totals_follow_what_makes_room() -> None:
+    """A port that makes room for another isn't counted any more, a silent peer neither."""
+    swarm = Swarm(Limits(address_ports=1, seed_timeout=10))
+    for port in (1, 2, 3):
+        swarm.announce("::1", port, left=0)
+    assert swarm.swarms.totals == [0, 1, 0, 0]
+    swarm.swarms.expire(NOW + 11, 10)
+    assert swarm.swarms.totals == [0, 0, 0, 0]
+
+
+def test_restored_downloads() -> None:
+    """Numbers that were kept go on, where swarms without peers are remembered."""
+    swarm = Swarm(Limits(swarms=2), keep_downloads=True)
+    swarm.swarms.restore({HASH: 7, OTHER: 0, PEER: 1, b"x" * 20: 2})
+    assert len(swarm.swarms) == 2
+    assert swarm.announce(event=Event.COMPLETED).counts == Counts(1, 0, 8, 0)
+    assert swarm.swarms.counts(PEER) == Counts(0, 0, 1, 0)
+    forgetful = Swarm()
+    forgetful.swarms.restore({HASH: 7})
+    assert len(forgetful.swarms) == 0
+
+
+def test_other_limits() -> None:
+    """New limits hold for who comes; who is there stays."""
+    swarm = Swarm()
+    for port in (1, 2):
+        swarm.announce("10.0.0.1", port)
+    swarm.swarms.limit(Limits(swarm_peers=1))
+    swarm.announce("10.0.0.2")
+    assert swarm.swarms.peers == 2
+
+
 def test_expiry_goes_on_where_it_stopped() -> None:
     """With a small budget, all swarms have their turn, and new ones in the next round."""
     swarm = Swarm()
@@ -359,3 +411,7 @@ def test_packed_swarm_equals_a_dictionary(steps: list[tuple[str, int, int, Event
         assert (counts.complete, counts.incomplete) == (seeds, incomplete)
         assert counts.downloaders == incomplete - partial
         assert swarm.swarms.peers == len(model)
+        assert swarm.swarms.totals == [
+            sum((is_seed, ":" in other) == place for (other, _), (is_seed, _) in model.items())
+            for place in ((True, False), (True, True), (False, False), (False, True))
+        ]

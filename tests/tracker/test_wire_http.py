@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from typing import Literal
 from urllib.parse import quote
 
 import pytest
@@ -242,9 +243,10 @@ def test_announce_reply(reply: AnnounceReply, compact: bool, expected: bytes) ->
     [
         (None, b"d14:failure reason6:a: cate"),
         (5, b"d14:failure reason6:a: cat8:intervali300e8:retry ini5ee"),
+        ("never", b"d14:failure reason6:a: cat8:intervali86400e8:retry in5:nevere"),
     ],
 )
-def test_failure(retry_in: int | None, expected: bytes) -> None:
+def test_failure(retry_in: int | Literal["never"] | None, expected: bytes) -> None:
     """A refusal says when to come back, in minutes (BEP 31) and for libtorrent in seconds."""
     assert failure("a: cat", retry_in=retry_in) == expected
 
