@@ -16,22 +16,30 @@ import select
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Final
 
 from narswarm.errors import BusyError, SettingsError
 from narswarm.files import write_atomically
 from tracker import wire_udp
-from tracker.announcer import UNLISTED, Announcer
+from tracker.announcer import UNLISTED, Announcer, BlockedError
 from tracker.datagrams import Datagrams
+from tracker.metrics import Action, Family, Outcome, family_of
 from tracker.wire_http import WireError
-from tracker.wire_udp import ANNOUNCE, ANNOUNCE_BYTES, HEADER_BYTES, SCRAPE, ConnectionIds
+from tracker.wire_udp import ANNOUNCE_BYTES, HEADER_BYTES, ConnectionIds
 
 KEY_FILE = "udp.key"
 RECEIVE_BUFFER = 4 << 20
 """Bytes of the kernel's queue that are asked for. The system may allow less (net.core.rmem_max)."""
 
 _PAUSE_SECONDS = 1
+_ACTIONS: Final[dict[bytes, Action]] = {
+    wire_udp.CONNECT: "connect",
+    wire_udp.ANNOUNCE: "announce",
+    wire_udp.SCRAPE: "scrape",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +118,8 @@ def _beside(listener: socket.socket) -> socket.socket:
 class UdpResponder:
     """Decides what is answered to a datagram. It never raises, whatever the datagram is.
 
+    One thread may use it.
+
     Args:
         announcer: the swarms.
         ids: connection ids.
@@ -118,6 +128,7 @@ class UdpResponder:
     def __init__(self, announcer: Announcer, ids: ConnectionIds) -> None:
         self._announcer = announcer
         self._ids = ids
+        self._tally: Counter[tuple[Family, Action, Outcome]] = Counter()
 
     def respond(self, packet: bytes, address: bytes, now: int) -> bytes | None:
         """Answer a datagram, or nothing.
@@ -130,25 +141,52 @@ class UdpResponder:
             address: where it came from, 4 or 16 bytes.
             now: seconds since the epoch.
         """
-        if len(packet) < HEADER_BYTES:
+        action = _ACTIONS.get(packet[8:12])
+        if action is None or len(packet) < HEADER_BYTES:
             return None
-        action, transaction = packet[8:12], packet[12:16]
-        if wire_udp.is_connect(packet):
-            return wire_udp.connect_reply(transaction, self._ids.issue(address, now))
+        outcome, reply = self._answer(action, packet, address, now)
+        self._tally[family_of(address), action, outcome] += 1
+        return reply
+
+    def _answer(
+        self, action: Action, packet: bytes, address: bytes, now: int
+    ) -> tuple[Outcome, bytes | None]:
+        if self._announcer.refuses(address):
+            return "refused", None
+        transaction = packet[12:HEADER_BYTES]
+        if action == "connect":
+            if not wire_udp.is_connect(packet):
+                return "malformed", None
+            return "ok", wire_udp.connect_reply(transaction, self._ids.issue(address, now))
         if not self._ids.holds(packet[:8], address, now):
-            return None
-        if action == ANNOUNCE and len(packet) >= ANNOUNCE_BYTES:
-            try:
-                reply = self._announcer.announce(wire_udp.parse_announce(packet), address, now)
-            except WireError as error:
-                return wire_udp.error_reply(transaction, str(error))
-            if reply is None:
-                return wire_udp.error_reply(transaction, UNLISTED)
-            return wire_udp.announce_reply(transaction, reply)
-        if action == SCRAPE:
-            wanted = wire_udp.parse_scrape(packet)
-            return wire_udp.scrape_reply(transaction, self._announcer.counts(wanted))
-        return None
+            return "dropped", None
+        if action == "scrape":
+            counts = self._announcer.counts(wire_udp.parse_scrape(packet))
+            return "ok", wire_udp.scrape_reply(transaction, counts)
+        if len(packet) < ANNOUNCE_BYTES:
+            return "malformed", None
+        try:
+            reply = self._announcer.announce(wire_udp.parse_announce(packet), address, now)
+        except BlockedError as error:
+            return "blocked", wire_udp.error_reply(transaction, str(error))
+        except WireError as error:
+            return "malformed", wire_udp.error_reply(transaction, str(error))
+        if reply is None:
+            return "unlisted", wire_udp.error_reply(transaction, UNLISTED)
+        return "ok", wire_udp.announce_reply(transaction, reply)
+
+    def count(self, seconds: float) -> None:
+        """Hand over how many datagrams there were since the last time.
+
+        Args:
+            seconds: how long it took until they were answered.
+        """
+        metrics = self._announcer.metrics
+        for (family, action, outcome), amount in self._tally.items():
+            metrics.requests.inc("udp", family, action, outcome, amount)
+            if outcome == "ok":
+                metrics.latency.observe("udp", action, seconds, amount)
+        self._tally.clear()
 
 
 class UdpServer:
@@ -201,6 +239,7 @@ class UdpServer:
 
     def _serve(self, datagrams: Datagrams) -> None:
         """Answer one batch."""
+        start = time.perf_counter()
         now = int(self._clock())
         respond = self._responder.respond
         replies = []
@@ -210,3 +249,4 @@ class UdpServer:
                 replies.append((slot, reply))
         if replies:
             datagrams.send(replies)
+        self._responder.count(time.perf_counter() - start)

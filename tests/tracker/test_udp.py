@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from narswarm.errors import BusyError, SettingsError
 from tracker import udp
 from tracker.announcer import Announcer
+from tracker.blocks import BlockList
 from tracker.policy import Policy
 from tracker.swarms import Limits, Swarms
 from tracker.udp import UdpResponder, UdpServer, UdpSockets, load_key
@@ -298,6 +300,74 @@ def test_any_datagram_of_who_is_proven(action: bytes, rest: bytes, address: byte
     assert reply is None or (len(reply) <= 1452 and reply[4:8] == rest[:4])
 
 
+def test_blocked_infohashes(client: Client, announcer: Announcer, swarms: Swarms) -> None:
+    """What the operator blocks is refused in words, and has zeros."""
+    client.announce(1)
+    announcer.blocks = BlockList(info_hashes={LISTED})
+    packet = client.id + b"\0\0\0\1" + TRANSACTION + LISTED + b"p" * 60 + b"\0\2"
+    refusal = b"info_hash: is blocked by this tracker's operator"
+    assert client.send(packet) == b"\0\0\0\3" + TRANSACTION + refusal
+    assert client.scrape(LISTED) == [0, 0, 0]
+    assert swarms.peers == 1
+
+
+def test_blocked_addresses(
+    client: Client, responder: UdpResponder, announcer: Announcer, swarms: Swarms
+) -> None:
+    """They get nothing at all, not even a connection id; others do."""
+    announcer.blocks = BlockList(networks=[ip_network("192.0.2.0/24")])
+    assert client.send(CONNECT) is None
+    assert client.send(client.id + b"\0\0\0\1" + TRANSACTION + LISTED + b"p" * 62) is None
+    assert client.send(client.id + b"\0\0\0\2" + TRANSACTION + LISTED) is None
+    assert len(swarms) == 0
+    assert Client(responder, SIX).send(CONNECT) is not None
+    responder.count(0.25)
+    assert announcer.metrics.requests.values() == {
+        ("udp", "ipv4", "connect", "refused"): 1,
+        ("udp", "ipv4", "announce", "refused"): 1,
+        ("udp", "ipv4", "scrape", "refused"): 1,
+        ("udp", "ipv6", "connect", "ok"): 1,
+    }
+
+
+def test_counting(responder: UdpResponder, announcer: Announcer) -> None:
+    """What came of datagrams is counted, a batch at a time, whatever their number."""
+    client, six = Client(responder), Client(responder, SIX)
+    rest = b"p" * 60 + b"\0\1"
+    head = b"\0\0\0\1" + TRANSACTION
+    client.send(CONNECT)
+    client.send(bytes(16))
+    six.send(CONNECT)
+    client.announce(1)
+    client.announce(2)
+    client.send(client.id + head + UNLISTED + rest)
+    client.send(client.id + head + LISTED + bytes(62))
+    client.send(client.id + head + LISTED)
+    client.send(bytes(8) + head + LISTED + rest)
+    client.scrape(LISTED)
+    client.send(client.id + b"\0\0\0\7" + TRANSACTION)
+    assert announcer.metrics.requests.values() == {}
+    responder.count(0.25)
+    assert announcer.metrics.requests.values() == {
+        ("udp", "ipv4", "connect", "ok"): 1,
+        ("udp", "ipv4", "connect", "malformed"): 1,
+        ("udp", "ipv6", "connect", "ok"): 1,
+        ("udp", "ipv4", "announce", "ok"): 2,
+        ("udp", "ipv4", "announce", "unlisted"): 1,
+        ("udp", "ipv4", "announce", "malformed"): 2,
+        ("udp", "ipv4", "announce", "dropped"): 1,
+        ("udp", "ipv4", "scrape", "ok"): 1,
+    }
+    latency = announcer.metrics.latency.values()
+    assert {action: found.seconds for (_, action), found in latency.items()} == {
+        "connect": 0.5,
+        "announce": 0.5,
+        "scrape": 0.25,
+    }
+    responder.count(0.25)
+    assert sum(announcer.metrics.requests.values().values()) == 10
+
+
 def test_key(tmp_path: Path) -> None:
     """Made once, readable by its owner only, and the same ever after."""
     key = load_key(tmp_path)
@@ -423,6 +493,9 @@ def test_server_survives(
             if self.calls == 1:
                 raise RuntimeError("a fault")
             return b"well"
+
+        def count(self, seconds: float) -> None:
+            assert seconds > 0
 
     responder: Any = Faulty()
     with UdpSockets([listener]) as sockets, socket.socket(type=socket.SOCK_DGRAM) as client:
