@@ -96,6 +96,10 @@ class Announcer:
             self._policy = policy
             self._swarms.limit(limits)
 
+    def client_address(self, remote: str, forwarded: str | None) -> bytes:
+        """Which address a request of HTTP comes from; see `Policy.client_address`."""
+        return self._policy.client_address(remote, forwarded)
+
     def refuses(self, address: bytes) -> bool:
         """Whether nothing is answered to an address of 4 or 16 bytes; ask before anything else."""
         return self.blocks.has_networks and self.blocks.has_address(address)
@@ -155,7 +159,7 @@ class Announcer:
 
     def _admit(self, remote: str, forwarded: str | None, counted: _Counted) -> bytes:
         """The address that a request of HTTP comes from, unless it is blocked."""
-        address = self._policy.client_address(remote, forwarded)
+        address = self.client_address(remote, forwarded)
         counted.family = family_of(address)
         if self.refuses(address):
             counted.outcome = "refused"

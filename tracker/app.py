@@ -11,11 +11,13 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, LengthRequired, RequestEntityTooLarge
 
 from narswarm import base32, httpsig, narinfo
@@ -26,7 +28,10 @@ from narswarm.narinfo import Source
 from tracker import publication
 from tracker.aclfile import AclFile
 from tracker.announcer import Announcer, RefusedAddressError
+from tracker.exposition import CONTENT_TYPE, exposition
 from tracker.index import Index, IndexedTorrent, IndexFullError
+from tracker.metrics import Action, Outcome, family_of
+from tracker.policy import Policy
 from tracker.publication import RefusedError
 from tracker.settings import Settings
 from tracker.wire_http import WireError, failure
@@ -45,6 +50,12 @@ _STATUS: dict[type[NarswarmError], HTTPStatus] = {
     MismatchError: HTTPStatus.CONFLICT,
     GcryptMissingError: HTTPStatus.SERVICE_UNAVAILABLE,
     IndexFullError: HTTPStatus.INSUFFICIENT_STORAGE,
+}
+_OUTCOMES: dict[int, Outcome] = {
+    HTTPStatus.UNAUTHORIZED: "refused",
+    HTTPStatus.FORBIDDEN: "refused",
+    HTTPStatus.CONFLICT: "refused",
+    HTTPStatus.NOT_FOUND: "unlisted",
 }
 
 
@@ -90,7 +101,7 @@ class AnnounceMiddleware:
 
 
 class TrackerApp:
-    """The views of the index, with what they work on."""
+    """The views of the index and those for operators, with what they work on."""
 
     def __init__(
         self,
@@ -100,12 +111,19 @@ class TrackerApp:
         acl_file: AclFile,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings = settings
-        self._publishers = settings.publisher_keys()
+        self.reconfigure(settings)
         self._index = index
         self._announcer = announcer
         self._acl_file = acl_file
         self._clock = clock
+        self._exposition = exposition(announcer.metrics, announcer.totals, index.totals)
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Go on with other settings."""
+        publishers, metrics_from = settings.publisher_keys(), settings.metrics_networks()
+        self._settings = settings
+        self._publishers = publishers
+        self._metrics_from = metrics_from
 
     def wsgi(self) -> WSGIApplication:
         """Everything as one WSGI application."""
@@ -124,9 +142,62 @@ class TrackerApp:
             defaults={"with_sources": True},
         )
         app.add_url_rule("/nix-cache-info", "cache_info", _cache_info, methods=["GET"])
+        app.add_url_rule("/healthz", "healthz", self._healthz, methods=["GET"])
+        app.add_url_rule("/metrics", "metrics", self._metrics, methods=["GET"])
+        app.before_request(self._admit)
+        app.after_request(self._count)
         app.register_error_handler(HTTPException, _http_error)
         app.register_error_handler(NarswarmError, _narswarm_error)
         return AnnounceMiddleware(self._announcer, app, self._clock)
+
+    def _admit(self) -> None:
+        """Note who asks, and refuse who is blocked."""
+        g.began = perf_counter()
+        g.family = "unknown"
+        try:
+            address = self._announcer.client_address(
+                request.remote_addr or "", request.headers.get("X-Forwarded-For")
+            )
+        except ValueError:
+            return  # the address isn't known; that is for announces only
+        g.family = family_of(address)
+        if self._announcer.refuses(address):
+            raise RefusedError("address", "is blocked by this tracker's operator")
+
+    def _count(self, response: Response) -> Response:
+        """Count a request of the index."""
+        if request.endpoint not in {"healthz", "metrics"}:
+            action: Action = "publish" if request.endpoint == "publish" else "index"
+            metrics = self._announcer.metrics
+            metrics.requests.inc("http", g.family, action, _outcome(response.status_code))
+            metrics.latency.observe("http", action, perf_counter() - g.began)
+        return response
+
+    def _healthz(self) -> Response:
+        """Whether this process answers, and its database too."""
+        try:
+            self._index.check()
+        except NarswarmError as error:
+            return _error(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        return Response("ok\n", content_type="text/plain;charset=utf-8")
+
+    def _metrics(self) -> Response:
+        """The numbers for Prometheus, if it is who may read them."""
+        if not self._may_read_metrics():
+            return _error(HTTPStatus.FORBIDDEN, "/metrics: is not for this address (metrics_from)")
+        return Response(self._exposition(), content_type=CONTENT_TYPE)
+
+    def _may_read_metrics(self) -> bool:
+        remote, forwarded = request.remote_addr or "", request.headers.get("X-Forwarded-For")
+        try:
+            direct = Policy().client_address(remote, None)
+            # A machine of a trusted proxy may ask for itself.
+            address = self._announcer.client_address(remote, forwarded) if forwarded else direct
+        except ValueError:
+            return False
+        if forwarded and address == direct:
+            return False  # somebody else's question, handed over by a proxy that isn't trusted
+        return any(ip_address(address) in network for network in self._metrics_from)
 
     def _nar(self, nar_hash: str) -> Response:
         found = self._index.nar(base32.decode(nar_hash))
@@ -218,6 +289,15 @@ def with_announce(torrent: bytes, url: str | None) -> bytes:
         return torrent
     encoded = url.encode()
     return b"d8:announce%d:%b%b" % (len(encoded), encoded, torrent[1:])
+
+
+def _outcome(status: int) -> Outcome:
+    """What a status says of a request of the index."""
+    if status < HTTPStatus.BAD_REQUEST:
+        return "ok"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "failed"
+    return _OUTCOMES.get(status, "malformed")
 
 
 def _peer(packed: bytes) -> str:

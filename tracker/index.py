@@ -188,8 +188,8 @@ class Index:
                 " AND EXISTS (SELECT 1 FROM vouched WHERE vouched.nar = nars.id)",
                 (nar_hash,),
             ).fetchone()
-            ranked = _ranked(self._connection, found[0]) if found else []
-        torrents = [torrent for torrent in ranked if torrent.publishers]
+            found_torrents = ranked(self._connection, found[0]) if found else []
+        torrents = [torrent for torrent in found_torrents if torrent.publishers]
         return IndexedNar(found[1], tuple(torrents)) if torrents else None
 
     def metainfo(self, row: int) -> bytes | None:
@@ -225,13 +225,20 @@ class Index:
         return changed
 
     def totals(self) -> Totals:
-        """How much there is, whoever vouches for it or blocks it."""
-        with self._lock:
-            nars, torrents, narinfos, blocked, size = self._connection.execute(
-                "SELECT (SELECT count(*) FROM nars), (SELECT count(*) FROM torrents),"
-                " (SELECT count(*) FROM narinfos), (SELECT count(*) FROM blocks),"
-                " page_count * page_size FROM pragma_page_count, pragma_page_size"
-            ).fetchone()
+        """How much there is, whoever vouches for it or blocks it.
+
+        Raises:
+            NarswarmError: the database can't be read.
+        """
+        try:
+            with self._lock:
+                nars, torrents, narinfos, blocked, size = self._connection.execute(
+                    "SELECT (SELECT count(*) FROM nars), (SELECT count(*) FROM torrents),"
+                    " (SELECT count(*) FROM narinfos), (SELECT count(*) FROM blocks),"
+                    " page_count * page_size FROM pragma_page_count, pragma_page_size"
+                ).fetchone()
+        except sqlite3.Error as error:
+            raise NarswarmError(self._path, str(error)) from error
         return Totals(nars, torrents, narinfos, blocked, len(self._listed), size)
 
     def check(self) -> None:
@@ -389,13 +396,13 @@ def _make_room(connection: sqlite3.Connection, nar: int) -> None:
     The best half stays whatever comes. In the other half, the least supported and among these the
     oldest goes, so that a newcomer has its time to be claimed by others too.
     """
-    ranked = _ranked(connection, nar)
-    if len(ranked) >= MAX_TORRENTS:
-        worst = min(ranked[PROTECTED:], key=lambda torrent: (torrent.publishers, torrent.row))
+    present = ranked(connection, nar)
+    if len(present) >= MAX_TORRENTS:
+        worst = min(present[PROTECTED:], key=lambda torrent: (torrent.publishers, torrent.row))
         connection.execute("DELETE FROM torrents WHERE id = ?", (worst.row,))
 
 
-def _ranked(connection: sqlite3.Connection, nar: int) -> list[IndexedTorrent]:
+def ranked(connection: sqlite3.Connection, nar: int) -> list[IndexedTorrent]:
     """The torrents of a NAR: by support, then those of profile 1, then the oldest.
 
     Those that only blocked publishers claim, or that are blocked themselves, have no support.
@@ -413,7 +420,7 @@ def _wire_hashes(connection: sqlite3.Connection, nar: int) -> set[bytes]:
     """The infohashes of a NAR's torrents as they may be tracked."""
     return {
         info_hash
-        for torrent in _ranked(connection, nar)
+        for torrent in ranked(connection, nar)
         if torrent.publishers
         for info_hash in torrent.wire_hashes
     }

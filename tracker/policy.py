@@ -98,8 +98,12 @@ def _address(text: str) -> IPv4Address | IPv6Address:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Read the networks of proxies, such as `127.0.0.1` or `2001:db8::/32`.
+def parse_networks(texts: Iterable[str], setting: str = "trusted_proxies") -> tuple[Network, ...]:
+    """Read networks, such as `127.0.0.1` or `2001:db8::/32`.
+
+    Args:
+        texts: the networks.
+        setting: what they are for.
 
     Raises:
         SettingsError: one is neither an address nor a network.
@@ -109,5 +113,5 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
         try:
             networks.append(ip_network(text))
         except ValueError as error:
-            raise SettingsError("trusted_proxies", str(error)) from None
+            raise SettingsError(setting, str(error)) from None
     return tuple(networks)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from narswarm.acl import GUIX_ACL
 from narswarm.errors import SettingsError
-from tracker.policy import Policy, parse_networks
+from tracker.policy import Network, Policy, parse_networks
 from tracker.swarms import Limits
 
 _KEY_BYTES = 32
@@ -61,6 +61,10 @@ class Settings:
     trusted_proxies: tuple[str, ...] = field(
         default=(),
         metadata={"help": "Addresses or networks whose X-Forwarded-For is believed."},
+    )
+    metrics_from: tuple[str, ...] = field(
+        default=("127.0.0.0/8", "::1"),
+        metadata={"help": "Addresses or networks that may read /metrics."},
     )
     interval: int = field(
         default=1800,
@@ -117,6 +121,14 @@ class Settings:
             max_numwant=self.max_numwant,
             trusted_proxies=parse_networks(self.trusted_proxies),
         )
+
+    def metrics_networks(self) -> tuple[Network, ...]:
+        """Who may read the metrics.
+
+        Raises:
+            SettingsError: one is neither an address nor a network.
+        """
+        return parse_networks(self.metrics_from, "metrics_from")
 
     def limits(self) -> Limits:
         """What bounds the swarms. A peer may miss one announce and be late for the next.

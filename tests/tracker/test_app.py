@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from werkzeug.test import Client, TestResponse
 
 from narswarm import base32, bencoding, gcrypt, httpsig, narinfo
-from narswarm.errors import NarswarmError
+from narswarm.errors import NarswarmError, SettingsError
 from narswarm.httpsig import PublisherKey
 from narswarm.metainfo import decode, decode_outside
 from tracker import app as app_module
@@ -47,9 +48,9 @@ class Site:
         swarms = Swarms(settings.limits(), keep_downloads=True)
         announcer = Announcer(settings.policy(), swarms, self.index.is_listed, rng)
         acl_file = AclFile(settings.acl, self.index)
-        wsgi = TrackerApp(settings, self.index, announcer, acl_file, lambda: NOW).wsgi()
+        self.app = TrackerApp(settings, self.index, announcer, acl_file, lambda: NOW)
         self.announcer = announcer
-        self.client = Client(wsgi)
+        self.client = Client(self.app.wsgi())
 
     def announce(self, query: str, address: str = "192.0.2.1", method: str = "GET") -> TestResponse:
         """One announce from an address."""
@@ -63,6 +64,12 @@ class Site:
     def scrape(self, query: str = "", address: str = "192.0.2.1") -> TestResponse:
         """One scrape from an address."""
         return self.client.get(f"/scrape?{query}", environ_overrides={"REMOTE_ADDR": address})
+
+    def get(
+        self, target: str, address: str = "127.0.0.1", headers: dict[str, str] | None = None
+    ) -> TestResponse:
+        """One request from an address."""
+        return self.client.get(target, headers=headers, environ_overrides={"REMOTE_ADDR": address})
 
     def put(
         self,
@@ -161,6 +168,114 @@ def test_blocked_addresses(site: Site) -> None:
     for response in (site.announce("", "198.51.100.7"), site.scrape("", "::ffff:198.51.100.7")):
         assert (response.status_code, bencoding.decode(response.data, "reply")) == (200, expected)
     assert b"is missing" in site.announce("", "198.51.101.7").data
+
+
+@pytest.mark.parametrize(
+    "target", ["/v1/nar/" + "0" * 52, "/nix-cache-info", "/nowhere", "/healthz", "/metrics"]
+)
+def test_blocked_addresses_at_the_index(site: Site, target: str) -> None:
+    """Who is blocked gets nothing else either, and others do."""
+    site.announcer.blocks = BlockList(networks=[ip_network("127.0.0.0/8")])
+    assert site.get(target, "127.0.0.1").status_code == 403
+    assert site.get(target, "::1").status_code in {200, 404}
+    site.announcer.blocks = BlockList()
+    assert site.get(target, "127.0.0.1").status_code in {200, 404}
+
+
+def test_health(site: Site) -> None:
+    """It is well while its database can be read."""
+    response = site.get("/healthz", "192.0.2.1")
+    assert (response.status_code, response.data) == (200, b"ok\n")
+    site.index.close()
+    response = site.get("/healthz", "192.0.2.1")
+    assert response.status_code == 503
+    assert response.text.endswith("index.sqlite: Cannot operate on a closed database.\n")
+
+
+@pytest.mark.parametrize(
+    ("remote", "forwarded", "status"),
+    [
+        ("127.0.0.1", None, 200),
+        ("::1", None, 200),
+        ("::ffff:127.0.0.1", None, 200),
+        ("192.0.2.1", None, 403),
+        ("127.0.0.1", "127.0.0.1", 403),
+        ("127.0.0.1", "", 200),
+        ("192.0.2.1", "127.0.0.1", 403),
+        ("10.0.0.1", None, 403),
+        ("10.0.0.1", "127.0.0.1", 200),
+        ("10.0.0.1", "192.0.2.1", 403),
+        ("10.0.0.1", "127.0.0.1, 192.0.2.1", 403),
+        ("10.0.0.1", "nonsense", 403),
+        ("", None, 403),
+    ],
+)
+def test_who_may_read_metrics(
+    make_site: MakeSite, remote: str, forwarded: str | None, status: int
+) -> None:
+    """This machine may, but not whoever comes through a proxy on it."""
+    site = make_site(trusted_proxies=("10.0.0.0/8",))
+    headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+    assert site.get("/metrics", remote, headers).status_code == status
+
+
+def test_metrics_of_a_proxy_itself(make_site: MakeSite) -> None:
+    """A machine whose proxy is trusted may ask for itself."""
+    site = make_site(trusted_proxies=("127.0.0.1",))
+    assert site.get("/metrics", "127.0.0.1").status_code == 200
+    assert site.get("/metrics", "127.0.0.1", {"X-Forwarded-For": "192.0.2.1"}).status_code == 403
+
+
+def test_metrics(site: Site, make_item: MakeItem) -> None:
+    """Every request but those of operators is counted by what came of it."""
+    item = make_item()
+    site.put(item)
+    site.put(item, body=b"x", headers={"Content-Digest": ""})
+    page = f"/v1/nar/{base32.encode(item.nar_hash)}"
+    for target in (page, page + "x", "/v1/nar/" + "e" * 52, "/nowhere", "/healthz", "/metrics"):
+        site.get(target, "::1")
+    site.announce(_query(item.meta.infohash_v1, 1))
+    response = site.get("/metrics")
+    assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
+    lines = [line for line in response.text.splitlines() if "requests_total{" in line]
+    label = 'narswarm_tracker_requests_total{action="%s",family="%s",outcome="%s",protocol="http"}'
+    assert lines == [
+        f"{label % ('announce', 'ipv4', 'ok')} 1.0",
+        f"{label % ('index', 'ipv6', 'malformed')} 1.0",
+        f"{label % ('index', 'ipv6', 'ok')} 1.0",
+        f"{label % ('index', 'ipv6', 'unlisted')} 2.0",
+        f"{label % ('publish', 'unknown', 'ok')} 1.0",
+        f"{label % ('publish', 'unknown', 'refused')} 1.0",
+    ]
+    assert 'narswarm_tracker_peers{family="ipv4",role="seeder"} 1.0' in response.text
+    assert "narswarm_tracker_index_nars 1.0" in response.text
+
+
+def test_failures_of_the_tracker_are_counted(
+    site: Site, make_item: MakeItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index that is full is not the publisher's mistake."""
+
+    def full(*_: object) -> None:
+        raise IndexFullError("index", "is full")
+
+    monkeypatch.setattr(site.index, "publish", full)
+    assert site.put(make_item()).status_code == 507
+    assert site.announcer.metrics.requests.values() == {("http", "unknown", "publish", "failed"): 1}
+
+
+def test_other_settings(site: Site, make_item: MakeItem) -> None:
+    """Settings that change while it runs hold from the next request on; wrong ones never."""
+    keyid = base64.b64encode(KEY.public).decode()
+    site.app.reconfigure(replace(site.settings, publishers=(keyid,), url="http://t.example"))
+    assert site.put(make_item(1), key=PublisherKey.generate()).status_code == 403
+    item = make_item(2)
+    assert site.put(item).status_code == 201
+    page = f"/v1/nar/{base32.encode(item.nar_hash)}.torrent"
+    assert site.client.get(page).data.startswith(b"d8:announce25:http://t.example/announce")
+    with pytest.raises(SettingsError):
+        site.app.reconfigure(replace(site.settings, publishers=(), metrics_from=("x",)))
+    assert site.put(make_item(3), key=PublisherKey.generate()).status_code == 403
 
 
 def test_scrape_page(site: Site, make_item: MakeItem) -> None:

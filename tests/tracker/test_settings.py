@@ -82,6 +82,14 @@ def test_bad_publishers(key: str) -> None:
     assert str(caught.value) == f"publishers: {key!r} is not 32 bytes in base64"
 
 
+def test_who_may_read_metrics() -> None:
+    """Without settings this machine; networks are checked by name."""
+    assert Settings().metrics_networks() == (ip_network("127.0.0.0/8"), ip_network("::1"))
+    with pytest.raises(SettingsError) as caught:
+        Settings(metrics_from=("10.0.0.1/8",)).metrics_networks()
+    assert str(caught.value) == "metrics_from: 10.0.0.1/8 has host bits set"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
