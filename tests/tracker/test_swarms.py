@@ -205,6 +205,39 @@ def test_choice_is_fair() -> None:
     assert all(400 < count < 600 for count in chosen.values())
 
 
+def test_choice_without_the_asker() -> None:
+    """Wherever the asker stands among the others, it gets all of them, or each as likely."""
+    swarm = Swarm(Limits(address_ports=100))
+    ports = range(1, 9)
+    for port in ports:
+        swarm.announce(port=port)
+    for port in ports:
+        others = [f"10.0.0.1 {other}" for other in ports if other != port]
+        assert swarm.peers(port=port) == others
+        assert swarm.peers(port=port, numwant=7) == others
+        chosen: Counter[str] = Counter()
+        for _ in range(700):
+            peers = swarm.peers(port=port, numwant=3)
+            assert len(set(peers)) == 3
+            chosen.update(peers)
+        # 300 are expected of each, with a deviation of 13; the generator is seeded.
+        assert sorted(chosen) == others
+        assert all(240 < count < 360 for count in chosen.values())
+    assert swarm.swarms.peers == 8
+
+
+def test_an_announce_takes_the_place_of_the_last() -> None:
+    """Time, id and role are those of the last announce."""
+    swarm = Swarm(Limits(leecher_timeout=100))
+    swarm.announce(port=1, peer_id=b"a" * 20)
+    swarm.announce(port=1, peer_id=b"b" * 20, now=NOW + 50, event=Event.PAUSED)
+    answer = swarm.announce("10.0.0.2", compact=False, now=NOW + 50)
+    assert (answer.selection.ids4, answer.counts) == (b"b" * 20, Counts(0, 2, 0, 1))
+    assert swarm.swarms.expire(NOW + 150, 9).expired == 0
+    assert swarm.swarms.expire(NOW + 151, 9).expired == 2
+    assert swarm.announce(port=1).counts == Counts(0, 1, 0, 1)
+
+
 def test_one_address_holds_few_ports() -> None:
     """What a single address may fill is bounded; its longest unheard peer makes room."""
     swarm = Swarm(Limits(address_ports=3))
