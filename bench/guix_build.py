@@ -14,12 +14,13 @@ program.
 
 from __future__ import annotations
 
+import io
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -79,15 +80,21 @@ def publish(site: Site) -> str:
     return url
 
 
+def build(fetcher: Fetcher, label: str) -> float:
+    """Seconds of one `guix build`, of which the output is dropped."""
+    with redirect_stdout(io.StringIO()):
+        start = time.perf_counter()
+        fetcher.build(label)
+        return time.perf_counter() - start
+
+
 def once(fetcher: Fetcher, label: str) -> float:
     """Seconds of one cold substitution."""
     caches = ("/var/guix/substitute", "/var/guix/narswarm")
-    if fetcher.has(label):
+    if fetcher.exists(label):
         fetcher.forget(label)
     fetcher.node.run("rm", "-rf", *caches)
-    start = time.perf_counter()
-    fetcher.build(label)
-    seconds = time.perf_counter() - start
+    seconds = build(fetcher, label)
     if not fetcher.has(label):
         raise SystemExit(f"{fetcher.node.name} did not get {label}")
     return seconds
@@ -110,11 +117,7 @@ def main(rounds: int) -> None:
                     times.setdefault((size, "narswarm"), []).append(once(ours, label))
                 with watches["guix substitute"].watching():
                     times.setdefault((size, "guix, HTTP"), []).append(once(theirs, label))
-        idle = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            ours.build("medium")
-            idle.append(time.perf_counter() - start)
+        idle = [build(ours, "medium") for _ in range(rounds)]
         if ours.http_bytes():
             raise SystemExit("the items did not come from the swarm alone")
         times["(already there)", "nobody"] = idle

@@ -48,6 +48,11 @@ def test_seeder_killed(site: Site, fetcher: Callable[..., Fetcher]) -> None:
     site.stop("seeder", number=signal.SIGKILL)
     b.node.services["build"].wait(90)
     b.assert_equal(BIG)
+    # First the one, then the other.
+    shown = b.node.services["build"].log.read_text(errors="replace")
+    swarm, _, server = shown.partition("downloading from http://")
+    assert "downloading from bittorrent://" in swarm
+    assert server
     assert b.http_bytes() > 0
 
 
@@ -77,8 +82,11 @@ def test_lying_torrent(site: Site, fetcher: Callable[..., Fetcher], rest: str) -
 
         wait_for("the lying torrent in the index", liar_is_seen)
         b = fetcher(dht=False)
-        b.build(label)
+        output = b.build(label)
         b.assert_equal(label)
+        if rest == "http":
+            assert f"downloading from bittorrent://{infohash}/" in output
+            assert "downloading from http://" in output
         assert bool(b.http_bytes()) == (rest == "http")
     finally:
         site.stop(name)

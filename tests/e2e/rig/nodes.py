@@ -14,7 +14,6 @@ import contextlib
 import os
 import select
 import shlex
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -23,15 +22,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
+from tests.e2e.rig.code import install
 from tests.e2e.rig.rootfs import RigError, RootFs
 
 T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parents[2]
-
-#: What the programs are made of, copied to /opt/narswarm of each node.
-CODE = ("narswarm", "mkmeta", "tracker", "seeder", "substituter")
 
 #: Directories of which each node has its own writable copy.
 WRITABLE = ("etc", "var", "gnu", "root", "home", "srv", "opt", "tmp", "run", "usr/local")
@@ -45,7 +41,6 @@ ENVIRONMENT = {
     "LC_ALL": "C.UTF-8",
     "TERM": "dumb",
     "GUILE_AUTO_COMPILE": "0",
-    "PYTHONDONTWRITEBYTECODE": "1",
 }
 _PREFIX = "narswarm-e2e-"
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
@@ -157,7 +152,9 @@ class Service:
 class Node:
     """One machine. Made by `Cluster.node`."""
 
-    def __init__(self, name: str, address: str, directory: Path, rootfs: Path, hub: int) -> None:
+    def __init__(
+        self, name: str, address: str, directory: Path, rootfs: Path, template: Path, hub: int
+    ) -> None:
         self.name = name
         self.address = address
         self.directory = directory
@@ -166,10 +163,9 @@ class Node:
         for sub in WRITABLE:
             target = self.fs / sub
             target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["cp", "-a", rootfs / sub, target], check=True)
+            subprocess.run(["cp", "-a", template / sub, target], check=True)
         (directory / "mnt").mkdir()
         (directory / "log").mkdir()
-        self._install_code()
         namespaces = ["--mount", "--net", "--uts", "--ipc", "--pid"]
         command = [*_DIE_WITH_PARENT, "unshare", *namespaces, "--fork", "--kill-child=KILL", "bash"]
         command += [str(HERE / "init.sh"), str(rootfs), str(directory), name, *WRITABLE]
@@ -188,25 +184,6 @@ class Node:
         _ip(hub, f"link set {link} master br0 up")
         _ip(self.pid, f"addr add {address}/24 dev eth0")
         _ip(self.pid, "link set eth0 up")
-
-    def _install_code(self) -> None:
-        for package in CODE:
-            shutil.copytree(
-                CHECKOUT / package,
-                self.fs / "opt/narswarm" / package,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
-        shutil.copytree(HERE, self.fs / "opt/rig", ignore=shutil.ignore_patterns("__pycache__"))
-        # The checkout may be readable for its owner only, the daemon's user is somebody else.
-        subprocess.run(["chmod", "-R", "a+rX,go-w", self.fs / "opt"], check=True)
-        subprocess.run(["chown", "-R", "0:0", self.fs / "opt"], check=True)
-        for program in CODE[1:]:
-            launcher = self.fs / "usr/local/bin" / program
-            launcher.write_text(
-                "#!/usr/bin/python3 -P\nimport sys\nsys.path.insert(0, '/opt/narswarm')\n"
-                f"from {program}.cli import main\nmain()\n"
-            )
-            launcher.chmod(0o755)
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -359,6 +336,7 @@ class Cluster:
         parent = parent or Path(tempfile.gettempdir())
         _remove_leftovers(parent)
         self.directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+        install(self.directory / ".template", rootfs.path, WRITABLE)
         self._next = 1
         # `exec` keeps the process, so that its number stays the namespace's handle.
         script = "ip link add br0 type bridge && ip link set br0 up && echo ready && exec sleep inf"
@@ -388,7 +366,8 @@ class Cluster:
         address = f"{NETWORK}.{self._next}"
         self._next += 1
         directory = self.directory / name
-        node = Node(name, address, directory, self.rootfs.path, self._hub.pid)
+        rootfs, template = self.rootfs.path, self.directory / ".template"
+        node = Node(name, address, directory, rootfs, template, self._hub.pid)
         self.nodes[name] = node
         hosts = ["127.0.0.1 localhost", *(f"{n.address} {n.name}" for n in self.nodes.values())]
         for each in self.nodes.values():

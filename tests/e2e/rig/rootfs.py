@@ -24,7 +24,7 @@ GROUPS: Mapping[str, str] = {
     "core": "guix guile-zstd uidmap passwd mount zstd lzip gzip iproute2 sqlite3 python3 "
     "bash-static busybox-static curl strace procps ca-certificates",
     "programs": "python3-libtorrent python3-flask gunicorn python3-cryptography "
-    "python3-zstandard python3-apscheduler python3-click libgcrypt20",
+    "python3-zstandard python3-apscheduler python3-click python3-prometheus-client libgcrypt20",
     "transmission": "transmission-daemon transmission-cli",
     "qbittorrent": "qbittorrent-nox",
 }
