@@ -8,6 +8,7 @@ of JSON for programs; what goes on meanwhile is on standard error, if that is a 
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from narswarm.metainfo import MAX_BYTES, Metainfo, Outside, decode, decode_outsi
 Facts = Mapping[str, object]
 _Decorated = TypeVar("_Decorated", bound=Callable[..., object])
 
+_ANNOUNCE_URL = re.compile(r"(https?|udp|wss?)://[!-~]+")
 _SHOWN_PIECES = 20
 """Bad pieces that are listed for people; JSON has them all."""
 
@@ -43,11 +45,31 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _announce_urls(
+    _context: click.Context, _option: click.Parameter, urls: Sequence[str]
+) -> Sequence[str]:
+    """Refuse what no client could announce to: a magnet link lives longer than a typing error."""
+    for url in urls:
+        if not _ANNOUNCE_URL.fullmatch(url):
+            raise click.BadParameter(f"{cli.printable(url)!r} is not an announce URL")
+    return urls
+
+
+def _text(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    """Refuse bytes that are no text: torrents are read as UTF-8."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("is not UTF-8") from None
+    return text
+
+
 def _tracker_option(function: _Decorated) -> _Decorated:
     return click.option(
         "--tracker",
         "trackers",
         multiple=True,
+        callback=_announce_urls,
         metavar="URL",
         help="Name a tracker in the torrent and the magnet link. May be repeated.",
     )(function)
@@ -75,7 +97,10 @@ def group() -> None:
 )
 @_tracker_option
 @click.option(
-    "--comment", metavar="TEXT", help="A comment in the torrent; a store path by default."
+    "--comment",
+    callback=_text,
+    metavar="TEXT",
+    help="A comment in the torrent; a store path by default.",
 )
 @click.option("--torrent-only", is_flag=True, help="Don't keep the payload.")
 @click.option("--dry-run", is_flag=True, help="Compute everything, write nothing.")

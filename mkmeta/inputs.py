@@ -53,7 +53,7 @@ def open_nar(path: str) -> Iterator[NarInput]:
     """
     if path == STDIN:
         # A file that is standard input has a size, which saves work; a pipe has none.
-        with _written_nar("standard input", sys.stdin.fileno()) as given:
+        with _written_nar("standard input", _standard_input()) as given:
             yield given
         return
     store_path = store_item(path)
@@ -104,15 +104,25 @@ def open_file(path: str) -> Iterator[BinaryIO]:
 def _written_nar(label: str, descriptor: int) -> Iterator[NarInput]:
     """Check what strangers may have written: that it is a NAR, and doesn't change."""
     size = _rest(descriptor)
-    blocks = _blocks(descriptor)
+    blocks = _blocks(descriptor, label)
     with closing(_checked(blocks if size is None else _sized(blocks, size, label), label)) as it:
         yield NarInput(label, it, size, None)
 
 
-def _blocks(descriptor: int) -> Iterator[bytes]:
+def _standard_input() -> int:
+    """Return the descriptor of standard input, which a caller may have closed."""
+    if sys.stdin is None:
+        raise NotFoundError("standard input", "is closed")
+    return sys.stdin.fileno()
+
+
+def _blocks(descriptor: int, label: str) -> Iterator[bytes]:
     """Give what a file holds, as it comes: a buffer that waits to be full is deaf to signals."""
-    while block := os.read(descriptor, _READ):
-        yield block
+    try:
+        while block := os.read(descriptor, _READ):
+            yield block
+    except OSError as error:
+        raise NotFoundError(label, error.strerror or str(error)) from None
 
 
 def _rest(descriptor: int) -> int | None:

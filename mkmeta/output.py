@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from narswarm.errors import AlreadyExistsError, NotFoundError
+from narswarm.errors import AlreadyExistsError, NarswarmError, NotFoundError
 
 
 class Output:
@@ -41,6 +41,9 @@ class Output:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+        if isinstance(error, OSError) and error.filename is None:
+            # Writing to a descriptor, the system doesn't say where the disk is full.
+            raise NarswarmError(self._directory, error.strerror or str(error)) from None
 
     def new(self) -> BinaryIO:
         """Begin a file.

@@ -228,6 +228,24 @@ def test_errors(here: Path, run: Run, arguments: list[str], code: ExitCode, mess
     assert run.out == ""
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--tracker", "t.example:6969", "'t.example:6969' is not an announce URL"),
+        ("--tracker", "http://t/\udcff", r"'http://t/\\udcff' is not an announce URL"),
+        ("--tracker", "http://t/ announce", "'http://t/ announce' is not an announce URL"),
+        ("--comment", "\udcff", "is not UTF-8"),
+    ],
+)
+def test_what_no_torrent_may_say(
+    here: Path, run: Run, option: str, value: str, message: str
+) -> None:
+    """Announce URLs that nobody could use, and bytes that are no text, are refused at once."""
+    assert run("create", option, value, "x.nar") == ExitCode.USAGE
+    assert run.err.splitlines()[-1] == f"Error: Invalid value for '{option}': {message}"
+    assert [path.name for path in here.iterdir()] == ["x.nar"]
+
+
 def test_no_overwriting(here: Path, run: Run, facts: dict[str, Any]) -> None:
     """What exists is replaced with --force only."""
     (here / facts["torrent"]).write_bytes(b"precious")

@@ -94,6 +94,16 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: 
             assert read("-") == (archive, len(archive), None)
 
 
+def test_unreadable_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard input that was closed, or is only written, is an error as of any other input."""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert isinstance(refusal("-"), NotFoundError)
+    assert str(refusal("-")) == "standard input: is closed"
+    with open(tmp_path / "file", "wb") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert str(refusal("-")) == "standard input: Bad file descriptor"
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

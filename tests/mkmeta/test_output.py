@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mkmeta.output import Output
-from narswarm.errors import AlreadyExistsError, NotFoundError
+from narswarm.errors import AlreadyExistsError, NarswarmError, NotFoundError
 
 
 def write(directory: Path, names: list[str], text: bytes, *, force: bool = False) -> list[Path]:
@@ -82,6 +82,20 @@ def test_force(tmp_path: Path) -> None:
     write(tmp_path, ["a", "b"], b"old")
     write(tmp_path, ["a", "b"], b"new", force=True)
     assert contents(tmp_path) == {"a": b"new", "b": b"new"}
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """An error that writing ends with says where that was, and leaves nothing."""
+
+    def write_much() -> None:
+        with Output(tmp_path, force=False) as output:
+            output.new()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(NarswarmError) as caught:
+        write_much()
+    assert str(caught.value) == f"{tmp_path}: No space left on device"
+    assert contents(tmp_path) == {}
 
 
 def test_no_directory(tmp_path: Path) -> None:
