@@ -98,7 +98,9 @@ class ConnectionIds:
 
     def _make(self, address: bytes, slot: int) -> bytes:
         network = address[:_NETWORK6] if len(address) == _IPV6 else address
-        mac = blake2s(slot.to_bytes(8) + network, key=self._key, digest_size=_MAC_BYTES).digest()
+        # Signed, as a clock that was never set may be at the epoch.
+        text = slot.to_bytes(8, signed=True) + network
+        mac = blake2s(text, key=self._key, digest_size=_MAC_BYTES).digest()
         return (slot & 0xFF).to_bytes() + mac
 
 

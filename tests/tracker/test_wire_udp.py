@@ -294,6 +294,14 @@ def test_ids_of_others(address: bytes, other: bytes, *, holds: bool) -> None:
     assert IDS.holds(IDS.issue(address, NOW), other, NOW) is holds
 
 
+@pytest.mark.parametrize("now", [0, 59, 60, 119])
+@pytest.mark.parametrize("first", [0, 1, 2, 254, 255])
+def test_clocks_that_were_never_set(now: int, first: int) -> None:
+    """At the epoch, ids seem to be from before it; nothing else is different."""
+    assert not IDS.holds(bytes([first]) + bytes(7), FOUR, now)
+    assert IDS.holds(IDS.issue(FOUR, now), FOUR, now + 120)
+
+
 def test_keys() -> None:
     """Two with one key take each other's ids, and with another key nobody does."""
     connection_id = IDS.issue(FOUR, NOW)
