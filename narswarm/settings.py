@@ -104,7 +104,9 @@ def load(
         flags: values of flags by field; None and empty lists are flags that weren't given.
 
     Raises:
-        SettingsError: something is unknown, missing or not what its field takes.
+        SettingsError: something is unknown, missing or not what its field takes, or what the
+            dataclass itself refuses; its `SettingsError` has the field, or `section.field`, as
+            subject.
     """
     environ = os.environ if environ is None else environ
     kinds = _kinds(cls)
@@ -112,9 +114,13 @@ def load(
     named = file or (
         Path(environ[f"{_PREFIX}_CONFIG"]) if environ.get(f"{_PREFIX}_CONFIG") else None
     )
-    values.update(_from_file(named or DEFAULT_FILE, section, kinds, required=named is not None))
-    values.update(_from_environment(environ, section, kinds))
-    values.update(_from_flags(flags or {}, kinds))
+    layers = (
+        _from_file(named or DEFAULT_FILE, section, kinds, required=named is not None),
+        _from_environment(environ, section, kinds),
+        _from_flags(flags or {}, kinds),
+    )
+    for layer in layers:
+        values.update(layer)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # T has no dataclass bound
         required = (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
         if required and field.name not in values:
@@ -123,7 +129,28 @@ def load(
                 f"is not set; it can be in {named or DEFAULT_FILE}, "
                 f"{_variable(section, field.name)} or {_flag(field.name)}",
             )
-    return cls(**values)
+    try:
+        return cls(**values)
+    except SettingsError as error:
+        # What the dataclass refuses names its field; where that was set, only this place knows.
+        in_file, in_environment, in_flags = (_named(error, section, layer) for layer in layers)
+        if in_flags:
+            # A flag that can be repeated is called after one of its values.
+            one = in_flags.removesuffix("s") if kinds[in_flags].base is tuple else in_flags
+            raise SettingsError(_flag(one), error.reason) from None
+        if in_environment:
+            raise SettingsError(_variable(section, in_environment), error.reason) from None
+        if in_file:
+            raise SettingsError(
+                named or DEFAULT_FILE, f"{section}.{in_file}: {error.reason}"
+            ) from None
+        raise
+
+
+def _named(error: SettingsError, section: str, values: Mapping[str, object]) -> str | None:
+    """Return the field that an error is about, if it is among these."""
+    name = error.subject.removeprefix(f"{section}.")
+    return name if name in values else None
 
 
 def describe(cls: type, section: str) -> str:

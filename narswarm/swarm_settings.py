@@ -8,12 +8,15 @@ user writes in the `libtorrent` table of the settings file goes on top, checked 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import lt_compat
 from .errors import SettingsError
+
+_LISTEN = re.compile(r"[^\s,]+:([0-9]{1,5})[ls]*")  # libtorrent's flags: local network, TLS
 
 OWN_SETTINGS = {
     "alert_mask": "which the programs need as it is",
@@ -111,6 +114,8 @@ class SwarmSettings:
         Raises:
             SettingsError: names the setting.
         """
+        for address in self.listen:
+            check_listen(address)
         for node in self.dht_nodes:
             split_address(node)
         for key in self.extra:
@@ -145,6 +150,17 @@ class SwarmSettings:
         elif self.dht_nodes:
             pack["dht_bootstrap_nodes"] = ",".join(self.dht_nodes)
         return pack | dict(self.extra)
+
+
+def check_listen(text: str) -> None:
+    """Refuse what libtorrent couldn't listen on: it wants an address or a device, and a port.
+
+    Raises:
+        SettingsError: something else.
+    """
+    match = _LISTEN.fullmatch(text)
+    if not match or int(match[1]) > 65535:
+        raise SettingsError(text, "is not HOST:PORT")
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from narswarm.acl import GUIX_ACL
 from narswarm.errors import SettingsError
 from narswarm.guixdb import DEFAULT_DATABASE
-from narswarm.swarm_settings import SwarmSettings
+from narswarm.swarm_settings import SwarmSettings, check_listen, split_address
 
 _ANNOUNCE = "/announce"
 _MIN_INTERVAL = 1.0
@@ -106,19 +106,35 @@ class Settings:
         default_factory=dict, metadata={"help": "Settings of libtorrent by their own names."}
     )
 
-    def check(self) -> None:
-        """Make sure that everything can be used.
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense.
 
         Raises:
-            SettingsError: names what can't.
+            SettingsError: naming the setting.
         """
         self.tracker_list()
+        for url in self.substitute_urls:
+            if not _has_host(url, ("http", "https")):
+                raise SettingsError("seeder.substitute_urls", f"{url!r} is not an http(s) URL")
+        for name, check in (("listen", check_listen), ("dht_nodes", split_address)):
+            for address in getattr(self, name):
+                try:
+                    check(address)
+                except SettingsError as error:
+                    raise SettingsError(f"seeder.{name}", f"{address!r} {error.reason}") from None
         for name in ("scan_interval", "expiry_interval"):
             if getattr(self, name) < _MIN_INTERVAL:
                 raise SettingsError(f"seeder.{name}", "is less than a second")
         for name in ("workers", "upload_rate", "max_disk"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"seeder.{name}", "is less than 0")
+
+    def check(self) -> None:
+        """Make sure that libtorrent takes everything.
+
+        Raises:
+            SettingsError: names what it doesn't.
+        """
         self.swarm().check()
 
     def tracker_list(self) -> tuple[Tracker, ...]:
@@ -146,16 +162,20 @@ class Settings:
 
 
 def _tracker(url: str) -> Tracker:
-    try:
-        parts = urlsplit(url)
-        named = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        named = False
-    if named and parts.scheme == "udp":
+    if _has_host(url, ("udp",)):
         return Tracker(url, None)
-    if not (named and parts.scheme in ("http", "https") and parts.path.endswith(_ANNOUNCE)):
+    if not (_has_host(url, ("http", "https")) and urlsplit(url).path.endswith(_ANNOUNCE)):
         raise SettingsError(
-            url[:300] or "seeder.trackers",
-            "expected an announce URL such as http://HOST:PORT/announce",
+            "seeder.trackers",
+            f"{url[:300]!r} is not an announce URL such as http://HOST:PORT/announce",
         )
     return Tracker(url, url.split("?", 1)[0].removesuffix(_ANNOUNCE))
+
+
+def _has_host(url: str, schemes: tuple[str, ...]) -> bool:
+    """Whether this is a URL of one of these schemes, with a host and no impossible port."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -340,6 +340,51 @@ def test_wrong_flags(flags: dict[str, object], message: str) -> None:
     assert str(error.value) == message
 
 
+@dataclass(frozen=True)
+class Picky:
+    """Refuses values by itself."""
+
+    port: int = 1
+    name: str = "a"
+    nodes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.port < 1:
+            raise SettingsError("port", "is less than 1")
+        if not self.name.islower():
+            raise SettingsError("seeder.name", "is not small")
+        if self.nodes:
+            raise SettingsError("nodes", "are too many")
+
+
+@pytest.mark.parametrize(
+    ("content", "environ", "flags", "message"),
+    [
+        ("port = 0", {}, {}, "{file}: seeder.port: is less than 1"),
+        ("name = 'A'", {}, {}, "{file}: seeder.name: is not small"),
+        ("port = 2", {"NARSWARM_SEEDER_PORT": "0"}, {}, "NARSWARM_SEEDER_PORT: is less than 1"),
+        ("port = 0", {"NARSWARM_SEEDER_PORT": "0"}, {"port": "0"}, "--port: is less than 1"),
+        ("", {}, {"nodes": ("x",)}, "--node: are too many"),
+    ],
+)
+def test_what_the_dataclass_refuses(
+    file: Path, content: str, environ: dict[str, str], flags: dict[str, object], message: str
+) -> None:
+    """An error of the dataclass says where the refused value was set."""
+    file.write_text(f"[seeder]\n{content}\n")
+    with pytest.raises(SettingsError) as caught:
+        load(Picky, "seeder", file=file, environ=environ, flags=flags)
+    assert str(caught.value) == message.format(file=file)
+
+
+def test_what_the_dataclass_refuses_by_default() -> None:
+    """A default that is refused was set nowhere."""
+    bad = make_dataclass("Bad", [("name", str, field(default="A"))], bases=(Picky,), frozen=True)
+    with pytest.raises(SettingsError) as caught:
+        load(bad, "seeder", environ={})
+    assert str(caught.value) == "seeder.name: is not small"
+
+
 def test_needed(default_file: Path) -> None:
     """A setting without a default must be given; where it can be is said."""
     environ = {"NARSWARM_SEEDER_FILE_NAME": "/x"}

@@ -58,6 +58,22 @@ def test_what_is_no_address(text: str) -> None:
         SwarmSettings(dht_nodes=(text,)).check()
 
 
+@pytest.mark.parametrize(
+    "text", ["0.0.0.0:6881", "[::]:0", "[fe80::1%eth0]:65535", "eth0:6881", "127.0.0.1:1l"]
+)
+def test_what_can_be_listened_on(text: str) -> None:
+    """An address or a device, and a port."""
+    SwarmSettings(listen=(text,)).check()
+
+
+@pytest.mark.parametrize("text", ["", "x", "6881", ":6881", "a:", "a:65536", "a b:1", "a:1,b:2"])
+def test_what_cannot_be_listened_on(text: str) -> None:
+    """A typing error is told before a session exists."""
+    with pytest.raises(SettingsError) as caught:
+        SwarmSettings(listen=(text,)).check()
+    assert str(caught.value) == f"{text}: is not HOST:PORT"
+
+
 @pytest.mark.parametrize("key", sorted(OWN_SETTINGS))
 def test_settings_with_a_field_are_refused_in_the_table(key: str) -> None:
     """One thing is said in one place; the error names that place."""

@@ -182,9 +182,9 @@ def test_interrupted(run: Run) -> None:
         (
             ["run", "--tracker", "nonsense"],
             ExitCode.SETTINGS,
-            "nonsense: expected an announce URL such as http://HOST:PORT/announce",
+            "--tracker: 'nonsense' is not an announce URL such as http://HOST:PORT/announce",
         ),
-        (["run", "--dht-node", "x"], ExitCode.SETTINGS, "x: is not HOST:PORT"),
+        (["run", "--dht-node", "x"], ExitCode.SETTINGS, "--dht-node: 'x' is not HOST:PORT"),
         (["run", "--config", "/nonexistent"], ExitCode.SETTINGS, "/nonexistent: No such file"),
         (["status", "--state", "/nonexistent"], ExitCode.NOT_FOUND, "/nonexistent: no seeder runs"),
     ],

@@ -47,7 +47,7 @@ def test_what_is_no_tracker(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings(trackers=(url,)).check()
     assert str(caught.value) == (
-        f"{url}: expected an announce URL such as http://HOST:PORT/announce"
+        f"seeder.trackers: {url!r} is not an announce URL such as http://HOST:PORT/announce"
     )
 
 
@@ -56,14 +56,23 @@ def test_what_is_no_tracker(url: str) -> None:
     [
         (
             {"trackers": ("",)},
-            "seeder.trackers: expected an announce URL such as http://HOST:PORT/announce",
+            "seeder.trackers: '' is not an announce URL such as http://HOST:PORT/announce",
         ),
         ({"scan_interval": 0.9}, "seeder.scan_interval: is less than a second"),
         ({"expiry_interval": 0.0}, "seeder.expiry_interval: is less than a second"),
         ({"workers": -1}, "seeder.workers: is less than 0"),
         ({"upload_rate": -1}, "seeder.upload_rate: is less than 0"),
         ({"max_disk": -1}, "seeder.max_disk: is less than 0"),
-        ({"dht_nodes": ("x",)}, "x: is not HOST:PORT"),
+        ({"dht_nodes": ("x",)}, "seeder.dht_nodes: 'x' is not HOST:PORT"),
+        ({"listen": ("x",)}, "seeder.listen: 'x' is not HOST:PORT"),
+        (
+            {"substitute_urls": ("ftp://x",)},
+            "seeder.substitute_urls: 'ftp://x' is not an http(s) URL",
+        ),
+        (
+            {"substitute_urls": ("http://",)},
+            "seeder.substitute_urls: 'http://' is not an http(s) URL",
+        ),
     ],
 )
 def test_what_is_refused(values: dict[str, Any], message: str) -> None:
