@@ -274,17 +274,16 @@ class _Swarm:
         without: tuple[int, int] = (-1, -1),
     ) -> Selection:
         """Fill a list from several pools, in order, but without the record of a place."""
-        peers: tuple[list[bytes], list[bytes]] = ([], [])
-        ids: tuple[list[bytes], list[bytes]] = ([], [])
+        parts = [b"", b"", b"", b""]
         for place in places:
             pool = self.pools[place]
             if pool and limit > 0:
                 chosen = pool.choose(limit, rng, without[1] if place == without[0] else -1)
                 limit -= len(chosen)
-                peers[place % 2].append(pool.cut(chosen, 0, pool.KEY))
+                parts[place % 2] += pool.cut(chosen, 0, pool.KEY)
                 if with_ids:
-                    ids[place % 2].append(pool.cut(chosen, pool.KEY + 5, pool.STRIDE))
-        return Selection(*(b"".join(parts) for parts in (*peers, *ids)))
+                    parts[2 + place % 2] += pool.cut(chosen, pool.KEY + 5, pool.STRIDE)
+        return Selection(*parts)
 
     def recount(self) -> None:
         """Count partial seeds anew, after records left without being looked at."""

@@ -46,7 +46,7 @@ MAX_PEERS4: Final = 242
 MAX_PEERS6: Final = 79
 """The same for the 1452 bytes of IPv6."""
 
-_PROTOCOL: Final = 0x41727101980.to_bytes(8)
+_CONNECT: Final = 0x41727101980.to_bytes(8) + CONNECT
 _EVENTS: Final = (Event.NONE, Event.COMPLETED, Event.STARTED, Event.STOPPED, Event.PAUSED)
 _SLOT_SECONDS: Final = 60
 _AGES: Final = frozenset({0, 1, 2, 255})
@@ -106,7 +106,7 @@ class ConnectionIds:
 
 def is_connect(packet: bytes) -> bool:
     """Whether a packet of at least `HEADER_BYTES` asks for a connection id."""
-    return packet.startswith(_PROTOCOL + CONNECT)
+    return packet.startswith(_CONNECT)
 
 
 def parse_announce(packet: bytes) -> AnnounceRequest:
