@@ -213,6 +213,11 @@ class Announcer:
             completed, self._completed = self._completed, set()
             return {info_hash: self._swarms.counts(info_hash).downloaded for info_hash in completed}
 
+    def give_back_downloads(self, downloads: Mapping[bytes, int]) -> None:
+        """Have numbers that could not be kept be handed out again."""
+        with self._lock:
+            self._completed.update(downloads)
+
     def sample(self, info_hashes: list[bytes], limit: int) -> tuple[Counts, list[bytes]]:
         """Look at the swarms of one torrent; see `Swarms.sample`."""
         with self._lock:

@@ -217,11 +217,18 @@ class Index:
         return bytes(found[0]) if found else None
 
     def refresh(self) -> bool:
-        """Take in what a command wrote; return whether any did since the last time."""
-        with self._lock:
-            changed = self._data_version() != self._seen_version
-        if changed:
-            self._relist()
+        """Take in what a command wrote; return whether any did since the last time.
+
+        Raises:
+            NarswarmError: the database can't be read.
+        """
+        try:
+            with self._lock:
+                changed = self._data_version() != self._seen_version
+            if changed:
+                self._relist()
+        except sqlite3.Error as error:
+            raise NarswarmError(self._path, str(error)) from error
         return changed
 
     def totals(self) -> Totals:

@@ -13,11 +13,12 @@ import fcntl
 import logging
 import os
 import random
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from narswarm.errors import BusyError, SettingsError
 from tracker.aclfile import AclFile
+from tracker.admin import Admin
 from tracker.announcer import Announcer
 from tracker.app import TrackerApp
 from tracker.index import Index
@@ -49,8 +51,12 @@ _BACKLOG = 1024
 _FIRST_BYTE_SECONDS = 5
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, reload: Callable[[], Settings] | None = None) -> None:
     """Run the tracker until it is told to stop.
+
+    Args:
+        settings: what it begins with.
+        reload: reads them again when it is asked to; without it, they stay.
 
     Raises:
         SettingsError: a setting can't be used on this machine.
@@ -59,6 +65,7 @@ def serve(settings: Settings) -> None:
     # What would fail later in the worker fails here, where it can be said in one line.
     settings.policy()
     settings.publisher_keys()
+    settings.metrics_networks()
     Index(settings.data, max_bytes=settings.index_size).close()
     with (
         _Lock(settings.data),
@@ -67,7 +74,7 @@ def serve(settings: Settings) -> None:
     ):
         if udp_sockets:
             load_key(settings.data)
-        _Server(settings, sockets, udp_sockets).run()
+        _Server(settings, sockets, udp_sockets, reload).run()
 
 
 class _Lock:
@@ -149,7 +156,12 @@ class _OneWorkerArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     def _ignore(self) -> None:
         self.log.warning("ignored a signal: the swarms are in the memory of one worker")
 
-    handle_hup = handle_ttin = handle_ttou = handle_usr2 = _ignore
+    def handle_hup(self) -> None:
+        """Have the worker reload, instead of replacing it."""
+        for pid in list(self.WORKERS):
+            self.kill_worker(pid, signal.SIGHUP)
+
+    handle_ttin = handle_ttou = handle_usr2 = _ignore
 
 
 class DeadlineWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -158,6 +170,11 @@ class DeadlineWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._deadlines: dict[Any, float] = {}
+
+    def init_signals(self) -> None:
+        """Reload when told; gunicorn's workers end themselves."""
+        super().init_signals()
+        signal.signal(signal.SIGHUP, lambda *_: self.app.request_reload())
 
     def handle(self, conn: Any) -> Any:
         """Serve one request in a thread of the pool."""
@@ -187,8 +204,11 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         settings: Settings,
         sockets: Sequence[socket.socket],
         udp_sockets: Sequence[socket.socket] = (),
+        reload: Callable[[], Settings] | None = None,
     ) -> None:
         self._settings = settings
+        self._reload = reload or (lambda: settings)
+        self._admin: Admin | None = None
         self._sockets = sockets
         self._udp_sockets = udp_sockets
         super().__init__()
@@ -215,6 +235,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "forwarded_allow_ips": "",
             "proc_name": "tracker",
             "post_worker_init": self._announce_ready,
+            "worker_exit": self._end,
             "control_socket_disable": True,
         }
         for name, value in options.items():
@@ -232,6 +253,9 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         announcer = Announcer(settings.policy(), swarms, is_listed, rng)
         acl_file = AclFile(settings.acl, index)
         acl_file.refresh()
+        app = TrackerApp(settings, index, announcer, acl_file)
+        self._admin = Admin(settings, self._reload, index, announcer, acl_file, app)
+        self._admin.start()
         tidying = threading.Thread(
             target=_tidy, args=(announcer, acl_file), name="tidy", daemon=True
         )
@@ -239,7 +263,17 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         if self._udp_sockets:
             responder = UdpResponder(announcer, ConnectionIds(load_key(settings.data)))
             UdpServer(self._udp_sockets, responder).start()
-        return TrackerApp(settings, index, announcer, acl_file).wsgi()
+        return app.wsgi()
+
+    def request_reload(self) -> None:
+        """Have settings, ACL and blocks read again; in the worker."""
+        if self._admin is not None:
+            self._admin.request_reload()
+
+    def _end(self, _arbiter: Arbiter, _worker: ThreadWorker) -> None:
+        """Write down what should last; in the worker, when it ends."""
+        if self._admin is not None:
+            self._admin.stop()
 
     def run(self) -> None:
         """Serve until a signal comes."""

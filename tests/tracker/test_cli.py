@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from narswarm.cli import run
+from narswarm.settings import load
 from tracker import server
 from tracker.cli import tracker
 from tracker.settings import Settings
@@ -18,7 +21,12 @@ from tracker.settings import Settings
 def served_fixture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Settings]:
     """What would have been served."""
     served: list[Settings] = []
-    monkeypatch.setattr(server, "serve", served.append)
+
+    def serve(settings: Settings, reload: Callable[[], Settings]) -> None:
+        assert reload() == settings
+        served.append(settings)
+
+    monkeypatch.setattr(server, "serve", serve)
     config = tmp_path / "empty.toml"
     config.write_text("")
     monkeypatch.setenv("NARSWARM_CONFIG", str(config))
@@ -72,5 +80,49 @@ def test_errors_are_one_line(
     with pytest.raises(SystemExit) as caught:
         run(tracker, ["serve", "--config", str(config)], program="tracker")
     assert caught.value.code == 3
-    assert capsys.readouterr().err == "tracker: threads: is less than 1\n"
+    assert capsys.readouterr().err == f"tracker: {config}: tracker.threads: is less than 1\n"
     assert served == []
+
+
+def test_check_config(served: list[Settings], tmp_path: Path, acl_text: bytes) -> None:
+    """It shows what the same flags would have served with, as TOML that says the same again."""
+    acl = tmp_path / "acl"
+    acl.write_bytes(acl_text)
+    arguments = ["check-config", "--data", str(tmp_path), "--acl", str(acl), "--no-udp"]
+    result = CliRunner().invoke(tracker, arguments, catch_exceptions=False)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "# url is not set\n" in result.stdout
+    config = tmp_path / "shown.toml"
+    config.write_text(result.stdout)
+    assert load(Settings, "tracker", file=config) == Settings(data=tmp_path, acl=acl, udp=False)
+    result = CliRunner().invoke(tracker, [*arguments, "--json"], catch_exceptions=False)
+    shown = json.loads(result.stdout)
+    assert (shown["settings"]["udp"], shown["settings"]["url"], shown["remarks"]) == (
+        False,
+        None,
+        [],
+    )
+    assert served == []
+
+
+def test_check_config_remarks(served: list[Settings], tmp_path: Path) -> None:
+    """What may not be meant is said on standard error, and is no error."""
+    missing = tmp_path / "missing"
+    arguments = ["check-config", "--data", str(tmp_path), "--acl", str(missing)]
+    result = CliRunner().invoke(tracker, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    expected = f"tracker: {missing}: no such file or directory; nothing can be published\n"
+    assert result.stderr == expected
+    assert served == []
+
+
+def test_check_config_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What serve would fail on ends it with the same exit code."""
+    config = tmp_path / "tracker.toml"
+    config.write_text("[tracker]\nmetrics_from = ['x']\n")
+    with pytest.raises(SystemExit) as caught:
+        run(tracker, ["check-config", "--config", str(config)], program="tracker")
+    assert caught.value.code == 3
+    assert capsys.readouterr().err == (
+        "tracker: metrics_from: 'x' does not appear to be an IPv4 or IPv6 network\n"
+    )

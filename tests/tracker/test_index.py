@@ -456,7 +456,9 @@ def test_totals(tmp_path: Path, make_item: MakeItem, acl: Acl) -> None:
     index.close()
 
 
-@pytest.mark.parametrize("use", [Index.check, Index.totals, lambda index: index.keep_downloads({})])
+@pytest.mark.parametrize(
+    "use", [Index.check, Index.totals, Index.refresh, lambda index: index.keep_downloads({})]
+)
 def test_database_that_cannot_be_used(tmp_path: Path, use: Callable[[Index], None]) -> None:
     """It is an error of ours, whatever SQLite says."""
     index = Index(tmp_path)

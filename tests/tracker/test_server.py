@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,7 +66,11 @@ def test_two_trackers_in_one_directory(tmp_path: Path, taken: int) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "subject"),
-    [({"trusted_proxies": ("x",)}, "trusted_proxies"), ({"publishers": ("x",)}, "publishers")],
+    [
+        ({"trusted_proxies": ("x",)}, "trusted_proxies"),
+        ({"publishers": ("x",)}, "publishers"),
+        ({"metrics_from": ("x",)}, "metrics_from"),
+    ],
 )
 def test_settings_that_cannot_be_used(
     tmp_path: Path, changes: dict[str, Any], subject: str
@@ -162,3 +167,39 @@ def test_tidying(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         server._tidy(announcer, acl_file)
     assert calls == [60, 7, "acl", 60, 7, "acl", 60]
+
+
+def test_hangup_reaches_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The master hands SIGHUP on, and the worker has everything read again."""
+    sent: list[tuple[int, int]] = []
+    master: Any = object.__new__(server._OneWorkerArbiter)
+    master.WORKERS = {7: None}
+    monkeypatch.setattr(master, "kill_worker", lambda *what: sent.append(what))
+    master.handle_hup()
+    assert sent == [(7, signal.SIGHUP)]
+
+    application = server._Server(Settings(data=tmp_path), [])
+    application.request_reload()  # before there is anything to reload
+    requests: list[str] = []
+    admin: Any = SimpleNamespace(
+        request_reload=lambda: requests.append("reload"), stop=lambda: requests.append("stop")
+    )
+    worker: Any = object.__new__(DeadlineWorker)
+    worker.app = application
+    monkeypatch.setattr(ThreadWorker, "init_signals", lambda _: None)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        worker.init_signals()
+        application._admin = admin
+        signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    application.cfg.worker_exit(master, worker)
+    assert requests == ["reload", "stop"]
+
+
+def test_worker_that_never_began(tmp_path: Path) -> None:
+    """Its end has nothing to write down."""
+    application = server._Server(Settings(data=tmp_path), [])
+    application.cfg.worker_exit(None, None)
+    assert list(tmp_path.iterdir()) == []

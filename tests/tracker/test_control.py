@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The running tracker's Unix socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narswarm.errors import BusyError, NarswarmError, NotFoundError
+from tracker.control import MAX_REQUEST, NAME, Control, ControlServer, answer_to
+
+
+def _echo(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"said": request["say"]}
+
+
+def _fail(_: Mapping[str, Any]) -> Mapping[str, Any]:
+    raise NarswarmError("index", "is broken: badly")
+
+
+OPERATIONS = {"echo": _echo, "fail": _fail}
+
+
+@pytest.fixture(name="directory")
+def directory_fixture(tmp_path: Path) -> Iterator[Path]:
+    """A data directory with a server in it, deeper than a socket's address is long."""
+    directory = tmp_path / ("d" * 120)
+    directory.mkdir()
+    server = ControlServer(directory, OPERATIONS)
+    yield directory
+    server.close()
+
+
+def test_questions_and_answers(directory: Path) -> None:
+    """One connection may ask several times; an error of the tracker is one of the command."""
+    with Control(directory) as control:
+        assert control.ask("echo", say="a\nb") == {"said": "a\nb"}
+        with pytest.raises(NarswarmError) as caught:
+            control.ask("fail")
+        assert str(caught.value) == "index: is broken: badly"
+        assert control.ask("echo", say=[1]) == {"said": [1]}
+
+
+def test_only_its_owner_may_ask(directory: Path) -> None:
+    """Nobody else gets as far as connecting."""
+    assert (directory / NAME).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b"", 'request: is not a line such as {"op": "stats"}'),
+        (b"[]", 'request: is not a line such as {"op": "stats"}'),
+        (b"\xff", 'request: is not a line such as {"op": "stats"}'),
+        (b"[" * 100_000, 'request: is not a line such as {"op": "stats"}'),
+        (b'{"op": []}', 'request: is not a line such as {"op": "stats"}'),
+        (b"{}", "request: no such operation; there are: echo, fail"),
+        (b'{"op": "x"}', "request: no such operation; there are: echo, fail"),
+        (b'{"op": "echo"}', "request: lacks what the operation needs"),
+    ],
+)
+def test_senseless_requests(line: bytes, error: str) -> None:
+    """They are answered like others."""
+    assert answer_to(line, OPERATIONS) == {"ok": False, "error": error}
+
+
+def test_request_without_end(directory: Path) -> None:
+    """A line that is too long is answered with an error, and the connection ends."""
+    with Control(directory) as control:
+        control._socket.sendall(b"[" * MAX_REQUEST)
+        assert json.loads(control._answers.readline())["ok"] is False
+        assert control._answers.readline() == b""
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    """No tracker, or one that was killed, is said."""
+    for directory in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(NotFoundError) as caught:
+            Control(directory)
+        assert str(caught.value) == f"{directory}: no tracker runs with this data directory"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / NAME))
+    with pytest.raises(NotFoundError) as caught:
+        Control(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: no tracker runs with this data directory"
+    server = ControlServer(tmp_path, OPERATIONS)
+    with Control(tmp_path) as control:
+        assert control.ask("echo", say=1) == {"said": 1}
+    server.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_answer(tmp_path: Path) -> None:
+    """A tracker that hangs or dies meanwhile is another error."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / NAME))
+        listener.listen()
+        with Control(tmp_path, timeout=0.01) as control, pytest.raises(BusyError) as caught:
+            control.ask("echo")
+        assert str(caught.value) == f"{tmp_path}: its tracker does not answer"
+        with Control(tmp_path) as control:
+            listener.accept()[0].close()
+            listener.accept()[0].close()
+            with pytest.raises(BusyError):
+                control.ask("echo")
