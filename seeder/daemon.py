@@ -12,6 +12,7 @@ import base64
 import logging
 import random
 import resource
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from narswarm.acl import Acl
-from narswarm.errors import CodecError, NarswarmError, NotFoundError
+from narswarm.errors import CodecError, InvalidInputError, NarswarmError, NotFoundError
 from narswarm.files import write_atomically
 from narswarm.httpclient import HttpClient
 from narswarm.httpsig import PublisherKey
@@ -34,10 +35,11 @@ from seeder.control import ControlServer
 from seeder.inventory import Inventory, NarDirectory, StoreInventory
 from seeder.offering import Offering, fingerprint
 from seeder.payloads import PayloadMaker
+from seeder.presence import Presence
 from seeder.publish import Publisher
 from seeder.reannounce import Reannouncer
 from seeder.settings import Settings
-from seeder.state import State
+from seeder.state import DATABASE, State
 from seeder.vouchers import LocalVouchers, ServerVouchers, Vouchers
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ PATIENCE = 4.0
 
 PUBLISH_INTERVAL = 15.0
 WATCH_INTERVAL = 15.0
+PRESENCE_INTERVAL = 60.0
 REQUEST_TIMEOUT = 10.0
 MAX_FILES = 65_536
 
@@ -79,8 +82,15 @@ class Seeder:
 
         Raises:
             BusyError: another seeder has this state directory.
+            InvalidInputError: its database is damaged.
             NarswarmError: something that has to be there isn't.
         """
+        try:
+            return self._run(ready)
+        except sqlite3.Error as error:
+            raise InvalidInputError(self._settings.state / DATABASE, str(error)) from None
+
+    def _run(self, ready: Callable[[int, int], None]) -> bool:
         settings = self._settings
         raise_file_limit()
         with ExitStack() as stack:
@@ -156,6 +166,9 @@ class Seeder:
             stopping=self._stop.is_set,
         )
         self._reannouncer = Reannouncer(self._swarm, self._offering.infohashes, self._stop.wait)
+        self._presence = Presence(
+            self._state, indexes, announce=self._reannouncer.announce_all, clock=time.time
+        )
 
     # Jobs
 
@@ -169,6 +182,7 @@ class Seeder:
             ("scan", self._offering.scan, self._settings.scan_interval, 0.0),
             ("publish", self._publisher.run, PUBLISH_INTERVAL, 0.0),
             ("reannounce", self._watch, WATCH_INTERVAL, WATCH_INTERVAL),
+            ("presence", self._presence.run, PRESENCE_INTERVAL, PRESENCE_INTERVAL),
             ("expiry", self._expire, self._settings.expiry_interval, 60.0),
         ]
         for name, function, seconds, delay in jobs:
@@ -195,6 +209,8 @@ class Seeder:
             log.warning("%s: %s", name, error)
         except OSError as error:
             log.warning("%s: %s: %s", name, error.filename or "system", error.strerror or error)
+        except sqlite3.Error as error:
+            log.warning("%s: %s: %s", name, self._settings.state / DATABASE, error)
         finally:
             with self._idle:
                 self._running -= 1

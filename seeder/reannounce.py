@@ -78,9 +78,13 @@ class Reannouncer:
             probe = probe or seen.failing
         infohashes = self._infohashes()
         if revived:
-            self._announce(infohashes)
+            self.announce_all()
         elif probe:
             self._announce(infohashes[-1:])
+
+    def announce_all(self) -> None:
+        """Announce everything that there is."""
+        self._announce(self._infohashes())
 
     def _announce(self, infohashes: Sequence[str]) -> None:
         for start in range(0, len(infohashes), BATCH):

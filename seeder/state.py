@@ -23,6 +23,7 @@ from narswarm import base32
 from narswarm.errors import BusyError, InvalidInputError, NotFoundError
 
 VERSION = 1
+DATABASE = "state.sqlite"
 
 _SCHEMA = """
 CREATE TABLE nars (
@@ -121,7 +122,7 @@ class State:
         except OSError as error:
             raise NotFoundError(error.filename or directory, error.strerror or str(error)) from None
         try:
-            self._db = self._open(directory / "state.sqlite")
+            self._db = self._open(directory / DATABASE)
         except BaseException:
             os.close(self._lock)
             raise
@@ -242,6 +243,25 @@ class State:
                 "UPDATE publications SET due = ?, published = ?, message = ?"
                 " WHERE nar_hash = ? AND tracker = ?",
                 (due, published, message, nar_hash, tracker),
+            )
+
+    def sample(self, tracker: str, before: float) -> Offer | None:
+        """Any NAR that a tracker took before a time, None if there is none."""
+        with self._mutex:
+            row = self._db.execute(
+                "SELECT nar_hash, store_path, payload, length, infohash"
+                " FROM publications JOIN nars USING (nar_hash)"
+                " WHERE tracker = ? AND published < ? ORDER BY random() LIMIT 1",
+                (tracker, before),
+            ).fetchone()
+        return None if row is None else Offer(*row)
+
+    def republish(self, tracker: str) -> None:
+        """Have a tracker told again at once of what it took."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NOT NULL",
+                (tracker,),
             )
 
     def publications(self) -> list[Published]:

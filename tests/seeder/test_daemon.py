@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import resource
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,18 @@ import pytest
 import zstandard
 
 from narswarm import bencoding
-from narswarm.errors import BusyError, CodecError, NetworkError, NotFoundError
+from narswarm.errors import (
+    BusyError,
+    CodecError,
+    InvalidInputError,
+    NetworkError,
+    NotFoundError,
+)
 from narswarm.swarm import Swarm, SwarmSettings
 from seeder import control, daemon
 from seeder.daemon import Seeder, raise_file_limit
 from seeder.settings import Settings
+from seeder.state import State
 from tests.seeder.conftest import Made, Server, World
 
 
@@ -177,6 +186,44 @@ def test_what_has_to_be_there(world: World, start: Start) -> None:
         start(state=world.root / "other", listen=(f"127.0.0.1:{first.port}",))
     assert str(busy.value) == f"127.0.0.1:{first.port}: Address already in use"
     start(state=world.root / "other")
+
+
+def test_a_damaged_database_is_an_error(world: World, start: Start) -> None:
+    """One line names the file, so that an operator can move it away."""
+    start().stop()
+    file = world.root / "state" / "state.sqlite"
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("DROP TABLE publications")
+    with pytest.raises(InvalidInputError) as caught:
+        start()
+    assert str(caught.value) == f"{file}: no such table: publications"
+
+
+def test_a_database_that_breaks_ends_nothing(
+    world: World, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that can't read the state is a line in the log; what is offered stays offered."""
+    said = threading.Event()
+    told: list[tuple[object, ...]] = []
+
+    def warning(*words: object) -> None:
+        told.append(words)
+        said.set()
+
+    def damaged(_self: State, _now: float) -> list[str]:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(daemon.log, "warning", warning)
+    monkeypatch.setattr(State, "retries", damaged)
+    seeder = start()
+    assert said.wait(20)
+    assert seeder.status()["items"] == 0
+    assert [str(word) for word in told[0]] == [
+        "%s: %s: %s",
+        "scan",
+        str(world.root / "state" / "state.sqlite"),
+        "database disk image is malformed",
+    ]
 
 
 def test_a_job_that_fails_is_tried_again(
