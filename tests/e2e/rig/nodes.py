@@ -135,8 +135,14 @@ class Service:
             raise DeadlineError(f"{self.name}: still runs after {timeout:g} s") from None
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 15.0) -> None:
-        """End it by a signal, and by SIGKILL when it takes longer than `timeout` seconds."""
+        """End it by a signal, and by SIGKILL when it takes longer than `timeout` seconds.
+
+        SIGKILL hits its descendants as well: some would serve on without their parent.
+        """
         self.thaw()
+        for pid in family(self.pid) if number is signal.SIGKILL else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
         self.send(number)
         try:
             self._process.wait(timeout)
