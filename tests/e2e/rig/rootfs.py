@@ -7,6 +7,7 @@ packages changes.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -98,6 +99,14 @@ def rootfs(cache: Path) -> RootFs:
         RigError: it can't be built here.
     """
     check_machine()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        # One of several runs builds, the others wait for it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _up_to_date(cache)
+
+
+def _up_to_date(cache: Path) -> RootFs:
     path, stamp = cache / "rootfs", cache / "rootfs.stamp"
     missing_file = cache / "rootfs.missing"
     want = "\n".join(
@@ -122,7 +131,6 @@ def _script_text() -> str:
 def _build(cache: Path, path: Path) -> None:
     if not (shutil.which("mmdebstrap") or shutil.which("debootstrap")):
         raise RigError("the end-to-end tests need mmdebstrap or debootstrap")
-    cache.mkdir(parents=True, exist_ok=True)
     new, log = cache / "rootfs.new", cache / "build.log"
     print(f"rig: building {path} (log in {log})", file=sys.stderr)
     _remove(new)
