@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from narswarm.errors import MismatchError, NarswarmError
+from narswarm.errors import MismatchError, NarswarmError, SettingsError
 from narswarm.payload import Kind
 from tracker import blocks, database
 from tracker.blocks import BlockList
@@ -116,7 +116,11 @@ class Index:
         self._seen_version = 0
         self.blocks = BlockList()
         """What announces have to be asked about beside whether they are listed."""
-        self._relist()
+        try:
+            self._relist()
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise SettingsError(self._path, f"is not a usable index: {error}") from error
 
     def close(self) -> None:
         """Let go of the database."""

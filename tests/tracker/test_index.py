@@ -17,7 +17,7 @@ import pytest
 
 from narswarm import gcrypt, sexp
 from narswarm.acl import Acl
-from narswarm.errors import MismatchError, NarswarmError
+from narswarm.errors import MismatchError, NarswarmError, SettingsError
 from narswarm.gcrypt import KeyPair
 from tracker import blocks, database
 from tracker.blocks import Block, Kind
@@ -466,3 +466,15 @@ def test_database_that_cannot_be_used(tmp_path: Path, use: Callable[[Index], Non
     with pytest.raises(NarswarmError) as caught:
         use(index)
     assert str(caught.value) == f"{tmp_path / FILE_NAME}: Cannot operate on a closed database."
+
+
+def test_a_damaged_index_is_an_error(tmp_path: Path) -> None:
+    """A database that opens and can't be read is said in one line, before anybody is served."""
+    Index(tmp_path).close()
+    file = tmp_path / FILE_NAME
+    with sqlite3.connect(file) as db:
+        db.execute("DROP TABLE torrents")
+    db.close()
+    with pytest.raises(SettingsError) as caught:
+        Index(tmp_path)
+    assert str(caught.value).startswith(f"{file}: is not a usable index: ")
