@@ -44,9 +44,7 @@ def atomic_file(path: Path, *, mode: int = 0o644, durable: bool = False) -> Iter
             os.close(directory)
 
 
-def write_atomically(
-    path: Path, data: bytes, *, mode: int = 0o644, durable: bool = False
-) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = False) -> None:
     """Write a whole file as `atomic_file` does."""
     with atomic_file(path, mode=mode, durable=durable) as file:
         file.write(data)

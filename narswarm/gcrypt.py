@@ -204,7 +204,7 @@ def _open(load: type[ctypes.CDLL]) -> ctypes.CDLL:
         return load(_SONAME)
     own = f"{sys.prefix}/lib/"
     with contextlib.suppress(OSError):
-        # What it needs itself is beside it, where the loader doesn't look: loaded first, it's known.
+        # What it needs is beside it, where the loader doesn't look: loaded first, it is known.
         load(own + _NEEDED)
         return load(own + _SONAME)
     raise GcryptMissingError

@@ -261,13 +261,15 @@ class Swarm:
             handle.connect_peer(peer)
 
     def reannounce(self, infohash: str) -> None:
-        """Tell trackers and the DHT now.
+        """Tell trackers and the DHT now, however soon after the last announce.
 
         Raises:
             NotFoundError: no such torrent here.
         """
         handle = self._find(infohash).handle
-        handle.force_reannounce()
+        # A tracker that was restarted doesn't remember what interval it asked for.
+        flags = lt_compat.library().torrent_handle.ignore_min_interval
+        handle.force_reannounce(flags=flags)
         if self._settings.dht:
             handle.force_dht_announce()
 

@@ -181,6 +181,18 @@ def test_what_a_tracker_refuses_is_kept(share: Share, swarm: Open) -> None:
     assert state.errors >= 1
 
 
+def test_an_announce_can_be_repeated_at_once(share: Share, swarm: Open) -> None:
+    """`reannounce` is for trackers that forgot us, whatever interval they had asked for."""
+    shared = share(1000)
+    seeder = swarm(role="seed")
+    with tracker({b"interval": 1800, b"min interval": 900, b"peers": b""}) as url:
+        infohash = seeder.seed(shared.torrent, shared.path, [url])
+        # A hybrid torrent is announced under both of its infohashes.
+        wait_until(lambda: [state.replies for state in seeder.trackers()] == [2])
+        seeder.reannounce(infohash)
+        wait_until(lambda: [state.replies for state in seeder.trackers()] == [4])
+
+
 class tracker:  # noqa: N801  used as a context manager, like a function
     """An HTTP tracker with one answer."""
 
