@@ -167,8 +167,8 @@ def listed(connection: sqlite3.Connection, kind: Kind | None = None) -> list[Blo
     """All blocks, or those of one kind, the oldest first."""
     rows = connection.execute(
         "SELECT kind, value, reason, added, withdrawn FROM blocks"
-        " WHERE kind = ?1 OR ?1 IS NULL ORDER BY added, kind, value",
-        (kind,),
+        " WHERE kind = :kind OR :kind IS NULL ORDER BY added, kind, value",
+        {"kind": kind},
     )
     return [
         Block(Kind(name), bytes(value), reason, added, withdrawn)
@@ -200,8 +200,9 @@ def remove(connection: sqlite3.Connection, kind: Kind, value: bytes) -> None:
         NotFoundError: there is no such block.
     """
     removed = connection.execute(
-        "DELETE FROM blocks WHERE (kind = ?1 AND value = ?2) OR (?1 = 'nar' AND withdrawn = ?2)",
-        (kind, value),
+        "DELETE FROM blocks WHERE (kind = :kind AND value = :value)"
+        " OR (:kind = 'nar' AND withdrawn = :value)",
+        {"kind": kind, "value": value},
     )
     if not removed.rowcount:
         raise NotFoundError(Block(kind, value, "", 0).text, "is not blocked")

@@ -84,19 +84,28 @@ def test_errors_are_one_line(
     assert served == []
 
 
-def test_check_config(served: list[Settings], tmp_path: Path, acl_text: bytes) -> None:
+def _check_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
+    """Run check-config as a program; return what it wrote to both outputs."""
+    with pytest.raises(SystemExit) as caught:
+        run(tracker, ["check-config", *arguments], program="tracker")
+    assert caught.value.code == 0
+    return capsys.readouterr()
+
+
+def test_check_config(
+    served: list[Settings], tmp_path: Path, acl_text: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It shows what the same flags would have served with, as TOML that says the same again."""
     acl = tmp_path / "acl"
     acl.write_bytes(acl_text)
-    arguments = ["check-config", "--data", str(tmp_path), "--acl", str(acl), "--no-udp"]
-    result = CliRunner().invoke(tracker, arguments, catch_exceptions=False)
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert "# url is not set\n" in result.stdout
+    arguments = ["--data", str(tmp_path), "--acl", str(acl), "--no-udp"]
+    written, said = _check_config(capsys, *arguments)
+    assert said == ""
+    assert "# url is not set\n" in written
     config = tmp_path / "shown.toml"
-    config.write_text(result.stdout)
+    config.write_text(written)
     assert load(Settings, "tracker", file=config) == Settings(data=tmp_path, acl=acl, udp=False)
-    result = CliRunner().invoke(tracker, [*arguments, "--json"], catch_exceptions=False)
-    shown = json.loads(result.stdout)
+    shown = json.loads(_check_config(capsys, *arguments, "--json")[0])
     assert (shown["settings"]["udp"], shown["settings"]["url"], shown["remarks"]) == (
         False,
         None,
@@ -105,14 +114,13 @@ def test_check_config(served: list[Settings], tmp_path: Path, acl_text: bytes) -
     assert served == []
 
 
-def test_check_config_remarks(served: list[Settings], tmp_path: Path) -> None:
+def test_check_config_remarks(
+    served: list[Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What may not be meant is said on standard error, and is no error."""
     missing = tmp_path / "missing"
-    arguments = ["check-config", "--data", str(tmp_path), "--acl", str(missing)]
-    result = CliRunner().invoke(tracker, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    expected = f"tracker: {missing}: no such file or directory; nothing can be published\n"
-    assert result.stderr == expected
+    _, said = _check_config(capsys, "--data", str(tmp_path), "--acl", str(missing))
+    assert said == f"tracker: {missing}: no such file or directory; nothing can be published\n"
     assert served == []
 
 
