@@ -23,6 +23,7 @@ from typing import Any
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from narswarm.acl import Acl
+from narswarm.control import ControlServer
 from narswarm.errors import CodecError, InvalidInputError, NarswarmError, NotFoundError
 from narswarm.files import write_atomically
 from narswarm.httpclient import HttpClient
@@ -31,7 +32,7 @@ from narswarm.narinfos import NarinfoCache, NarinfoLookup
 from narswarm.payload import check_codec
 from narswarm.swarm import Swarm
 from narswarm.trackerclient import TrackerIndex
-from seeder.control import ControlServer
+from seeder.control import MODE
 from seeder.inventory import Inventory, NarDirectory, StoreInventory
 from seeder.offering import Offering, fingerprint
 from seeder.payloads import PayloadMaker
@@ -104,7 +105,9 @@ class Seeder:
             self._build(acl, client)
             port = self._swarm.listen_port
             self._offering.restore(acl, fingerprint(acl_text))
-            control = ControlServer(settings.state, {"status": self.status})
+            control = ControlServer(
+                settings.state, {"status": lambda _request: self.status()}, mode=MODE
+            )
             stack.callback(control.close)
             scheduler = self._schedule()
             ready(len(self._offering), port)

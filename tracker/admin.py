@@ -16,11 +16,11 @@ from dataclasses import fields, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from narswarm.control import ControlServer
 from narswarm.errors import NarswarmError
 from tracker.aclfile import AclFile
 from tracker.announcer import Announcer
 from tracker.app import TrackerApp
-from tracker.control import ControlServer
 from tracker.index import Index
 from tracker.settings import Settings
 

@@ -27,7 +27,7 @@ from tracker.blocks import Block, Kind
 from tracker.settings import Settings
 
 if TYPE_CHECKING:
-    from tracker.control import Control
+    from narswarm.control import Control
     from tracker.export import Ask, Counts
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., object])
@@ -66,9 +66,9 @@ def _kind_options(function: _Decorated) -> _Decorated:
 @config_option
 def stats(config: Path | None, data: Path | None, as_json: bool) -> None:
     """Show what the running tracker does."""
-    from tracker.control import Control  # noqa: PLC0415 - see below
+    from narswarm.control import Control  # noqa: PLC0415 - see below
 
-    with Control(_settings(config, data).data) as control:
+    with Control(_settings(config, data).data, "tracker") as control:
         answer = control.ask("stats")
     if as_json:
         print_json(answer)
@@ -195,8 +195,8 @@ def list_blocks(config: Path | None, data: Path | None, as_json: bool) -> None:
 @config_option
 def export(config: Path | None, data: Path | None, output: Path | None) -> None:
     """Write the index as lines of JSON, with the numbers of peers if a tracker runs."""
+    from narswarm.control import Control  # noqa: PLC0415 - see below
     from tracker import database  # noqa: PLC0415 - see below
-    from tracker.control import Control  # noqa: PLC0415 - see below
     from tracker.export import entries  # noqa: PLC0415 - see below
 
     directory = _settings(config, data).data
@@ -204,7 +204,7 @@ def export(config: Path | None, data: Path | None, output: Path | None) -> None:
         connection = stack.enter_context(database.opened(directory))
         ask: Ask | None = None
         with contextlib.suppress(NotFoundError):
-            ask = _counts(stack.enter_context(Control(directory)))
+            ask = _counts(stack.enter_context(Control(directory, "tracker")))
         file: BinaryIO = (
             sys.stdout.buffer if output is None else stack.enter_context(atomic_file(output))
         )
@@ -228,12 +228,12 @@ def _changed(directory: Path) -> Iterator[sqlite3.Connection]:
     Raises:
         BusyError: it is written, but the tracker doesn't answer; it will see for itself.
     """
+    from narswarm.control import Control  # noqa: PLC0415 - see above
     from tracker import database  # noqa: PLC0415 - see above
-    from tracker.control import Control  # noqa: PLC0415 - see above
 
     with database.opened(directory) as connection, database.transaction(connection):
         yield connection
-    with contextlib.suppress(NotFoundError), Control(directory) as control:
+    with contextlib.suppress(NotFoundError), Control(directory, "tracker") as control:
         control.ask("apply")
 
 

@@ -165,7 +165,7 @@ def test_a_life(world: World, server: Server, run: Run) -> None:
     assert third.lines == third.lines[:1]
     assert status(world) == (
         ExitCode.NOT_FOUND,
-        f"seeder: {world.root / 'state'}: no seeder runs with this state directory\n",
+        f"seeder: {world.root / 'state'}: no seeder runs with this directory\n",
     )
 
 

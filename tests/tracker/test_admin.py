@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from narswarm.acl import Acl
+from narswarm.control import Control
 from narswarm.errors import NarswarmError, SettingsError
 from tracker import admin as admin_module
 from tracker import blocks, database
@@ -23,7 +24,6 @@ from tracker.admin import CHANGEABLE, Admin
 from tracker.announcer import Announcer
 from tracker.app import TrackerApp
 from tracker.blocks import Block, Kind
-from tracker.control import Control
 from tracker.index import Index
 from tracker.publication import check
 from tracker.settings import Settings
@@ -163,7 +163,7 @@ def test_commands_are_obeyed(make_tracker: MakeTracker, item: Any, tmp_path: Pat
     tracker = make_tracker()
     tracker.admin.start()
     assert tracker.announce(item.meta.infohash_v1)
-    with Control(tmp_path / "data") as control:
+    with Control(tmp_path / "data", "tracker") as control:
         _block(tmp_path, Kind.ADDRESS, b"192.0.2.0/24")
         assert control.ask("apply") == {}
         assert tracker.announcer.refuses(ADDRESS)
@@ -206,7 +206,7 @@ def test_numbers(make_tracker: MakeTracker, item: Any, tmp_path: Path) -> None:
     for info_hash in hashes:
         tracker.announce(info_hash)
     tracker.announcer.scrape_http(b"info_hash=%b" % (b"x" * 20), "::1", None)
-    with Control(tmp_path / "data") as control:
+    with Control(tmp_path / "data", "tracker") as control:
         stats = control.ask("stats")
         torrents = [[info_hash.hex() for info_hash in hashes], ["00" * 20]]
         assert control.ask("counts", torrents=torrents) == {"counts": [[0, 1, 0], [0, 0, 0]]}

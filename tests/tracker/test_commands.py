@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 
 from narswarm import base32
 from narswarm.acl import Acl
+from narswarm.control import ControlServer
 from narswarm.errors import NarswarmError, NotFoundError
 from tracker import commands
 from tracker.cli import tracker
-from tracker.control import ControlServer
 from tracker.index import Index
 from tracker.publication import check
 
@@ -115,7 +115,7 @@ def test_stats(run: Run, item: Any, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError) as caught:
         run("stats")
     data = tmp_path / "data"
-    assert str(caught.value) == f"{data}: no tracker runs with this data directory"
+    assert str(caught.value) == f"{data}: no tracker runs with this directory"
 
 
 def _blocks(run: Run) -> list[tuple[str, str, str, bool]]:

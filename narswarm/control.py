@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The running tracker's Unix socket, for the commands of its operator on the same machine.
+"""A long-running program's Unix socket, for commands on the same machine.
 
 One JSON document a line asks, one answers: `{"op": NAME, ...}` is answered by `{"ok": true, ...}`
-or `{"ok": false, "error": "subject: reason"}`. The socket is in the data directory, and only who
-owns that may use it. What lasts is in the database, whatever is said here.
+or `{"ok": false, "error": "subject: reason"}`. The socket is in the directory that the program
+keeps its state in; permissions say who may ask.
 """
 
 from __future__ import annotations
@@ -31,21 +31,25 @@ Operation = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class ControlServer:
-    """Answers on a socket in the data directory, in threads of its own.
+    """Answers on a socket in a directory, in threads of its own.
 
     Args:
-        directory: the data directory, which this process holds: an old socket there is nobody's.
+        directory: of the program's state, which this process holds: an old socket there is
+            nobody's.
         operations: what can be asked, by name.
+        mode: permissions of the socket; by default its owner alone may ask.
 
     Raises:
         OSError: the socket can't be made.
     """
 
-    def __init__(self, directory: Path, operations: Mapping[str, Operation]) -> None:
+    def __init__(
+        self, directory: Path, operations: Mapping[str, Operation], *, mode: int = 0o600
+    ) -> None:
         self._path = directory / NAME
         self._path.unlink(missing_ok=True)
         with _short(directory) as short:
-            self._server = _Server(str(short / NAME), operations)
+            self._server = _Server(str(short / NAME), operations, mode)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), name="control", daemon=True
         )
@@ -64,14 +68,15 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     block_on_close = False
     request_queue_size = 32
 
-    def __init__(self, path: str, operations: Mapping[str, Operation]) -> None:
+    def __init__(self, path: str, operations: Mapping[str, Operation], mode: int) -> None:
         self.operations = operations
+        self._mode = mode
         super().__init__(path, _Handler)
 
     def server_bind(self) -> None:
-        """Bind, and let nobody else in before anybody could connect."""
+        """Bind, and let in who may before anybody could connect."""
         super().server_bind()
-        Path(str(self.server_address)).chmod(0o600)
+        Path(str(self.server_address)).chmod(self._mode)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A command that was interrupted is no event."""
@@ -101,7 +106,7 @@ def answer_to(line: bytes, operations: Mapping[str, Operation]) -> dict[str, Any
         request = json.loads(line)
         operation = operations[request["op"]]
     except (ValueError, RecursionError, TypeError):
-        return {"ok": False, "error": 'request: is not a line such as {"op": "stats"}'}
+        return {"ok": False, "error": 'request: is not a line such as {"op": "status"}'}
     except KeyError:
         known = ", ".join(sorted(operations))
         return {"ok": False, "error": f"request: no such operation; there are: {known}"}
@@ -114,19 +119,21 @@ def answer_to(line: bytes, operations: Mapping[str, Operation]) -> dict[str, Any
 
 
 class Control:
-    """A connection to the tracker of a data directory, for one command.
+    """A connection to the program that runs with a directory, for one command.
 
     Args:
-        directory: the data directory.
+        directory: of its state.
+        program: what it is called in errors.
         timeout: seconds to wait for an answer.
 
     Raises:
-        NotFoundError: no tracker runs there, or this user may not ask it.
+        NotFoundError: no such program runs there, or this user may not ask it.
         BusyError: one runs, but doesn't answer.
     """
 
-    def __init__(self, directory: Path, *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, directory: Path, program: str, *, timeout: float = TIMEOUT) -> None:
         self._directory = directory
+        self._program = program
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(timeout)
@@ -134,7 +141,7 @@ class Control:
                 self._socket.connect(str(short / NAME))
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             self._socket.close()
-            raise NotFoundError(directory, "no tracker runs with this data directory") from None
+            raise NotFoundError(directory, f"no {program} runs with this directory") from None
         except PermissionError as error:
             self._socket.close()
             raise NotFoundError(directory / NAME, error.strerror or str(error)) from None
@@ -168,7 +175,7 @@ class Control:
         return dict(answer)
 
     def _silent(self) -> BusyError:
-        return BusyError(self._directory, "its tracker does not answer")
+        return BusyError(self._directory, f"its {self._program} does not answer")
 
 
 @contextmanager

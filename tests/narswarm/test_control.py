@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The running tracker's Unix socket."""
+"""Tests of narswarm.control."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from narswarm.control import MAX_REQUEST, NAME, Control, ControlServer, answer_to
 from narswarm.errors import BusyError, NarswarmError, NotFoundError
-from tracker.control import MAX_REQUEST, NAME, Control, ControlServer, answer_to
 
 
 def _echo(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -38,7 +38,7 @@ def directory_fixture(tmp_path: Path) -> Iterator[Path]:
 
 def test_questions_and_answers(directory: Path) -> None:
     """One connection may ask several times; an error of the tracker is one of the command."""
-    with Control(directory) as control:
+    with Control(directory, "tracker") as control:
         assert control.ask("echo", say="a\nb") == {"said": "a\nb"}
         with pytest.raises(NarswarmError) as caught:
             control.ask("fail")
@@ -47,18 +47,21 @@ def test_questions_and_answers(directory: Path) -> None:
 
 
 def test_only_its_owner_may_ask(directory: Path) -> None:
-    """Nobody else gets as far as connecting."""
+    """Nobody else gets as far as connecting, unless everybody may."""
     assert (directory / NAME).stat().st_mode & 0o777 == 0o600
+    server = ControlServer(directory, OPERATIONS, mode=0o666)
+    assert (directory / NAME).stat().st_mode & 0o777 == 0o666
+    server.close()
 
 
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        (b"", 'request: is not a line such as {"op": "stats"}'),
-        (b"[]", 'request: is not a line such as {"op": "stats"}'),
-        (b"\xff", 'request: is not a line such as {"op": "stats"}'),
-        (b"[" * 100_000, 'request: is not a line such as {"op": "stats"}'),
-        (b'{"op": []}', 'request: is not a line such as {"op": "stats"}'),
+        (b"", 'request: is not a line such as {"op": "status"}'),
+        (b"[]", 'request: is not a line such as {"op": "status"}'),
+        (b"\xff", 'request: is not a line such as {"op": "status"}'),
+        (b"[" * 100_000, 'request: is not a line such as {"op": "status"}'),
+        (b'{"op": []}', 'request: is not a line such as {"op": "status"}'),
         (b"{}", "request: no such operation; there are: echo, fail"),
         (b'{"op": "x"}', "request: no such operation; there are: echo, fail"),
         (b'{"op": "echo"}', "request: lacks what the operation needs"),
@@ -71,7 +74,7 @@ def test_senseless_requests(line: bytes, error: str) -> None:
 
 def test_request_without_end(directory: Path) -> None:
     """A line that is too long is answered with an error, and the connection ends."""
-    with Control(directory) as control:
+    with Control(directory, "tracker") as control:
         control._socket.sendall(b"[" * MAX_REQUEST)
         assert json.loads(control._answers.readline())["ok"] is False
         assert control._answers.readline() == b""
@@ -81,15 +84,15 @@ def test_nobody_there(tmp_path: Path) -> None:
     """No tracker, or one that was killed, is said."""
     for directory in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(NotFoundError) as caught:
-            Control(directory)
-        assert str(caught.value) == f"{directory}: no tracker runs with this data directory"
+            Control(directory, "tracker")
+        assert str(caught.value) == f"{directory}: no tracker runs with this directory"
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(tmp_path / NAME))
     with pytest.raises(NotFoundError) as caught:
-        Control(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: no tracker runs with this data directory"
+        Control(tmp_path, "tracker")
+    assert str(caught.value) == f"{tmp_path}: no tracker runs with this directory"
     server = ControlServer(tmp_path, OPERATIONS)
-    with Control(tmp_path) as control:
+    with Control(tmp_path, "tracker") as control:
         assert control.ask("echo", say=1) == {"said": 1}
     server.close()
     assert list(tmp_path.iterdir()) == []
@@ -100,10 +103,13 @@ def test_no_answer(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / NAME))
         listener.listen()
-        with Control(tmp_path, timeout=0.01) as control, pytest.raises(BusyError) as caught:
+        with (
+            Control(tmp_path, "tracker", timeout=0.01) as control,
+            pytest.raises(BusyError) as caught,
+        ):
             control.ask("echo")
         assert str(caught.value) == f"{tmp_path}: its tracker does not answer"
-        with Control(tmp_path) as control:
+        with Control(tmp_path, "tracker") as control:
             listener.accept()[0].close()
             listener.accept()[0].close()
             with pytest.raises(BusyError):
