@@ -13,13 +13,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import NetworkError
+from narswarm.errors import NetworkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from .lt_compat import TorrentFacts
+    from narswarm.lt_compat import TorrentFacts
 
 WINDOW = 4 * 2**20
 """Bytes of pieces that may wait in memory for the reader; at least one piece."""

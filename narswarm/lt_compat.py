@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import InvalidInputError, NotFoundError, SettingsError
+from narswarm.errors import InvalidInputError, NotFoundError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

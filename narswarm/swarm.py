@@ -18,11 +18,11 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from . import lt_compat
-from .download import Download, Progress, SwarmStalledError
-from .errors import BusyError, InvalidInputError, NetworkError, NotFoundError
-from .swarm_events import CATEGORIES, EventReader, Torrent, TorrentStatus, TrackerStatus
-from .swarm_settings import SwarmSettings, split_address
+from narswarm import lt_compat
+from narswarm.download import Download, Progress, SwarmStalledError
+from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError
+from narswarm.swarm_events import CATEGORIES, EventReader, Torrent, TorrentStatus, TrackerStatus
+from narswarm.swarm_settings import SwarmSettings, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -19,12 +19,12 @@ import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import lt_compat
+from narswarm import lt_compat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .download import Download
+    from narswarm.download import Download
 
 log = logging.getLogger(__name__)
 

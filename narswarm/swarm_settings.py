@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from . import lt_compat
-from .errors import SettingsError
+from narswarm import lt_compat
+from narswarm.errors import SettingsError
 
 _LISTEN = re.compile(r"[^\s,]+:([0-9]{1,5})[ls]*")  # libtorrent's flags: local network, TLS
 
