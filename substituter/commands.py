@@ -44,7 +44,10 @@ def show_narinfo(source: str, acl_file: Path, as_json: bool) -> None:
     """
     raw = _read(source)
     acl = Acl.load(acl_file)
-    verdict = narinfo.verdict(raw, acl)
+    try:
+        verdict = narinfo.verdict(raw, acl)
+    except InvalidInputError as error:
+        raise InvalidInputError(source, error.reason) from error
     facts = {"verdict": str(verdict), **_facts(raw, _base(source))}
     if as_json:
         cli.print_json(facts)

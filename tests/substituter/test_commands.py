@@ -224,13 +224,13 @@ def test_a_file_that_is_too_long_is_none(
     if verdict:
         assert (code, out.partition("\n")[0], err) == (0, "verdict      valid-signature", "")
     else:
-        expected = f"substituter: narinfo: is longer than {narinfo.MAX_BYTES} bytes\n"
+        expected = f"substituter: {file}: is longer than {narinfo.MAX_BYTES} bytes\n"
         assert (code, out, err) == (4, "", expected)
 
 
 def test_an_endless_file_ends(run: Run) -> None:
     """No more is read than may be."""
-    expected = f"substituter: narinfo: is longer than {narinfo.MAX_BYTES} bytes\n"
+    expected = f"substituter: /dev/zero: is longer than {narinfo.MAX_BYTES} bytes\n"
     assert run("narinfo", "/dev/zero", "--acl", ACL) == (4, "", expected)
 
 
@@ -260,7 +260,7 @@ def test_what_is_no_narinfo_has_no_verdict(
     """Guix would give up on it; the exit code is that of invalid bytes."""
     file = tmp_path / "x.narinfo"
     file.write_bytes(text)
-    assert run("narinfo", file, "--acl", ACL) == (4, "", f"substituter: narinfo: {reason}\n")
+    assert run("narinfo", file, "--acl", ACL) == (4, "", f"substituter: {file}: {reason}\n")
 
 
 def test_a_verdict_needs_no_fields_that_can_be_read(run: Run, tmp_path: Path) -> None:
