@@ -22,7 +22,7 @@ from narswarm import lt_compat
 from narswarm.download import Download, Progress, SwarmStalledError
 from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError
 from narswarm.swarm_events import CATEGORIES, EventReader, Torrent, TorrentStatus, TrackerStatus
-from narswarm.swarm_settings import SwarmSettings, split_address
+from narswarm.swarm_settings import SwarmSettings, listen_port_of, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -121,16 +121,28 @@ class Swarm:
         """The TCP port that peers can connect to.
 
         Raises:
+            BusyError: another process has a port of the settings, at one address at least.
             NetworkError: no address of the settings can be listened on.
         """
         session, events = self._start()
         with events.news:
-            events.wait(lambda: events.listening or events.listen_failure)
+            events.wait(lambda: events.listening or events.listen_failures)
         # An answer from libtorrent's own thread, which opens all sockets in one go.
         port = int(session.listen_port())
+        self._metrics(session, events)  # what it said of that before is read by then
+        with events.news:
+            failures = list(events.listen_failures)
+            listening = set(events.listening)
+        wanted = {listen_port_of(address) for address in self._settings.listen}
+        for failure in failures:
+            # One that is open all the same is in the settings twice, as by a wildcard.
+            if failure.taken and failure.port in wanted and failure[:2] not in listening:
+                host = f"[{failure.address}]" if ":" in failure.address else failure.address
+                raise BusyError(f"{host}:{failure.port}", failure.reason)
         if not port:
             raise NetworkError(
-                ", ".join(self._settings.listen), events.listen_failure or "nothing listens there"
+                ", ".join(self._settings.listen),
+                failures[0].reason if failures else "nothing listens there",
             )
         return port
 
@@ -330,17 +342,21 @@ class Swarm:
 
     def counters(self) -> dict[str, int]:
         """Payload bytes "uploaded" and "downloaded", "peers" and "dht_nodes" of the session."""
-        session, events = self._start()
+        metrics = self._metrics(*self._start())
+        return {
+            "uploaded": metrics.get("net.sent_payload_bytes", 0),
+            "downloaded": metrics.get("net.recv_payload_bytes", 0),
+            "peers": metrics.get("peer.num_peers_connected", 0),
+            "dht_nodes": metrics.get("dht.dht_nodes", 0),
+        }
+
+    def _metrics(self, session: Any, events: EventReader) -> dict[str, int]:
+        """The session's own statistics, as of now."""
         with events.news:
             before = events.metrics_at
             session.post_session_stats()
             events.wait(lambda: events.metrics_at > before)
-            return {
-                "uploaded": events.metrics.get("net.sent_payload_bytes", 0),
-                "downloaded": events.metrics.get("net.recv_payload_bytes", 0),
-                "peers": events.metrics.get("peer.num_peers_connected", 0),
-                "dht_nodes": events.metrics.get("dht.dht_nodes", 0),
-            }
+            return events.metrics
 
     # Reactions; the first two are called by the alert thread, so nothing here waits
 

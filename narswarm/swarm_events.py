@@ -11,13 +11,14 @@ what a session is told.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
 import time
 import weakref
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from narswarm import lt_compat
 
@@ -94,6 +95,22 @@ class Torrent:
     download: Download | None = None
 
 
+class ListenFailure(NamedTuple):
+    """An address that could not be listened on.
+
+    Attributes:
+        address: IP address, without brackets.
+        port: the one that was asked for.
+        reason: what the system says.
+        taken: another process listens there.
+    """
+
+    address: str
+    port: int
+    reason: str
+    taken: bool
+
+
 class EventReader:
     """The alert thread of one session and what it has learnt.
 
@@ -103,8 +120,8 @@ class EventReader:
         metrics: libtorrent's session statistics, as of `metrics_at`.
         metrics_at: how many statistics came so far.
         updates: how many state updates came so far.
-        listening: a socket is open.
-        listen_failure: why one isn't, if so.
+        listening: IP addresses and ports that are listened on.
+        listen_failures: addresses that aren't listened on, in the order of their failures.
         removals: infohashes that are being removed, and whether with their files.
         news: notified when any of the above changes.
     """
@@ -121,8 +138,8 @@ class EventReader:
         self.metrics: dict[str, int] = {}
         self.metrics_at = 0
         self.updates = 0
-        self.listening = False
-        self.listen_failure = ""
+        self.listening: set[tuple[str, int]] = set()
+        self.listen_failures: list[ListenFailure] = []
         self.removals: dict[str, bool] = {}
         self.news = threading.Condition()
         self._session = session
@@ -189,17 +206,20 @@ class EventReader:
         return self.torrents.get(lt_compat.hash_text(alert.handle.info_hashes()))
 
     def _on_listening(self, alert: Any) -> None:
-        if self.listening:
-            return
+        first = not self.listening
         with self.news:
-            self.listening = True
+            self.listening.add((alert.address, alert.port))
             self.news.notify_all()
-        log.debug("%s", alert.message())
-        self._listen_hook()
+        if first:
+            log.debug("%s", alert.message())
+            self._listen_hook()
 
     def _on_listen_failed(self, alert: Any) -> None:
+        error = alert.error
+        taken = error.category().name() == "system" and error.value() == errno.EADDRINUSE
+        failure = ListenFailure(alert.address, alert.port, error.message(), taken)
         with self.news:
-            self.listen_failure = alert.error.message()
+            self.listen_failures.append(failure)
             self.news.notify_all()
         log.info("%s", alert.message())
 

@@ -115,7 +115,7 @@ class SwarmSettings:
             SettingsError: names the setting.
         """
         for address in self.listen:
-            check_listen(address)
+            listen_port_of(address)
         for node in self.dht_nodes:
             split_address(node)
         for key in self.extra:
@@ -152,8 +152,8 @@ class SwarmSettings:
         return pack | dict(self.extra)
 
 
-def check_listen(text: str) -> None:
-    """Refuse what libtorrent couldn't listen on: it wants an address or a device, and a port.
+def listen_port_of(text: str) -> int:
+    """The port of what libtorrent could listen on: an address or a device, and a port.
 
     Raises:
         SettingsError: something else.
@@ -161,6 +161,7 @@ def check_listen(text: str) -> None:
     match = _LISTEN.fullmatch(text)
     if not match or int(match[1]) > 65535:
         raise SettingsError(text, "is not HOST:PORT")
+    return int(match[1])
 
 
 def split_address(text: str) -> tuple[str, int]:

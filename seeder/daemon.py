@@ -82,7 +82,7 @@ class Seeder:
             the process can end without them.
 
         Raises:
-            BusyError: another seeder has this state directory.
+            BusyError: another seeder has this state directory, or another process a port.
             InvalidInputError: its database is damaged.
             NarswarmError: something that has to be there isn't.
         """
@@ -103,14 +103,14 @@ class Seeder:
             self._swarm = stack.enter_context(Swarm(settings.swarm(self._dht_state())))
             client = stack.enter_context(HttpClient())
             self._build(acl, client)
-            port = self._swarm.listen_port
+            self._port = self._swarm.listen_port
             self._offering.restore(acl, fingerprint(acl_text))
             control = ControlServer(
                 settings.state, {"status": lambda _request: self.status()}, mode=MODE
             )
             stack.callback(control.close)
             scheduler = self._schedule()
-            ready(len(self._offering), port)
+            ready(len(self._offering), self._port)
             self._stop.wait()
             scheduler.shutdown(wait=False)
             with self._idle:
@@ -279,7 +279,7 @@ class Seeder:
             "uploaded": counters["uploaded"],
             "downloaded": counters["downloaded"],
             "dht_nodes": counters["dht_nodes"],
-            "listen_port": self._swarm.listen_port,
+            "listen_port": self._port,
             "publisher": base64.b64encode(self._key.public).decode(),
             "started": int(self._started),
             "trackers": trackers,

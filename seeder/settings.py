@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from narswarm.acl import GUIX_ACL
 from narswarm.errors import SettingsError
 from narswarm.guixdb import DEFAULT_DATABASE
-from narswarm.swarm_settings import SwarmSettings, check_listen, split_address
+from narswarm.swarm_settings import SwarmSettings, listen_port_of, split_address
 
 _ANNOUNCE = "/announce"
 _MIN_INTERVAL = 1.0
@@ -116,7 +116,7 @@ class Settings:
         for url in self.substitute_urls:
             if not _has_host(url, ("http", "https")):
                 raise SettingsError("seeder.substitute_urls", f"{url!r} is not an http(s) URL")
-        for name, check in (("listen", check_listen), ("dht_nodes", split_address)):
+        for name, check in (("listen", listen_port_of), ("dht_nodes", split_address)):
             for address in getattr(self, name):
                 try:
                     check(address)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -449,9 +450,43 @@ def test_a_port_in_use_is_an_error(swarm: Open) -> None:
     """Another port is never taken in silence: firewalls name the one that was asked for."""
     first = swarm()
     second = swarm(listen=(f"127.0.0.1:{first.listen_port}",))
-    with pytest.raises(NetworkError) as caught:
+    with pytest.raises(BusyError) as caught:
         assert second.listen_port
     assert str(caught.value) == f"127.0.0.1:{first.listen_port}: Address already in use"
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_every_port_has_to_be_free(swarm: Open, host: str, kind: socket.SocketKind) -> None:
+    """One address in use is an error though the session could listen on the other one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, kind) as other:
+        other.bind((host, 0))
+        if kind == socket.SOCK_STREAM:
+            other.listen()
+        port = other.getsockname()[1]
+        taken = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        session = swarm(listen=("127.0.0.1:0", taken))
+        with pytest.raises(BusyError) as caught:
+            assert session.listen_port
+    assert str(caught.value) == f"{taken}: Address already in use"
+
+
+def test_an_address_may_be_named_twice(swarm: Open) -> None:
+    """What this session itself listens on isn't in use by another process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.77", 0))
+        port = free.getsockname()[1]
+    assert swarm(listen=(f"127.0.0.77:{port}",) * 2).listen_port == port
+
+
+def test_an_address_of_another_machine_is_an_error(swarm: Open) -> None:
+    """It is no matter of who is first, so that waiting won't help; a device may still get it."""
+    session = swarm(listen=("192.0.2.77:6881",))
+    with pytest.raises(NetworkError) as caught:
+        assert session.listen_port
+    assert str(caught.value) == "192.0.2.77:6881: Cannot assign requested address"
+    assert swarm(listen=("192.0.2.77:6881", "127.0.0.1:0")).listen_port
 
 
 def test_a_forked_child_leaves_the_session_alone(

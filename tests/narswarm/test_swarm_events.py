@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from narswarm.swarm_events import EventReader, Torrent, TorrentStatus, TrackerStatus
+from narswarm.swarm_events import EventReader, ListenFailure, Torrent, TorrentStatus, TrackerStatus
 
 HASH = "ab" * 32
+HERE = {"address": "::1", "port": 6881}
 
 
 class Session:
@@ -107,9 +109,29 @@ def test_a_seed_with_an_error_is_logged(kind: str, caplog: pytest.LogCaptureFixt
 def test_an_alert_that_can_t_be_handled_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """One broken alert doesn't end the thread that everybody waits for."""
     with caplog.at_level(logging.ERROR):
-        reader = read(alert("tracker_reply_alert"), alert("listen_succeeded_alert"))
+        reader = read(alert("tracker_reply_alert"), alert("listen_succeeded_alert", **HERE))
     assert caplog.messages == ["libtorrent's tracker_reply_alert"]
-    assert reader.listening
+    assert reader.listening == {("::1", 6881)}
+
+
+@pytest.mark.parametrize(
+    ("category", "code", "taken"),
+    [
+        ("system", errno.EADDRINUSE, True),
+        ("system", errno.EACCES, False),
+        ("libtorrent", errno.EADDRINUSE, False),
+    ],
+)
+def test_why_a_port_is_not_listened_on(category: str, code: int, *, taken: bool) -> None:
+    """A port that somebody else has is told apart from one that can't be had at all."""
+    reason = SimpleNamespace(
+        message=lambda: "why",
+        value=lambda: code,
+        category=lambda: SimpleNamespace(name=lambda: category),
+    )
+    reader = read(alert("listen_failed_alert", error=reason, **HERE))
+    assert reader.listen_failures == [ListenFailure("::1", 6881, "why", taken)]
+    assert not reader.listening
 
 
 def test_alerts_of_unknown_torrents_are_passed_over() -> None:

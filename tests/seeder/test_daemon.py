@@ -19,7 +19,6 @@ from narswarm.errors import (
     BusyError,
     CodecError,
     InvalidInputError,
-    NetworkError,
     NotFoundError,
 )
 from narswarm.swarm import Swarm, SwarmSettings
@@ -182,8 +181,8 @@ def test_what_has_to_be_there(world: World, start: Start) -> None:
         start(acl=world.root / "none")
     assert str(caught.value) == f"{world.root / 'none'}: No such file or directory"
     first = start()
-    with pytest.raises(NetworkError) as busy:
-        start(state=world.root / "other", listen=(f"127.0.0.1:{first.port}",))
+    with pytest.raises(BusyError) as busy:
+        start(state=world.root / "other", listen=("127.0.0.1:0", f"127.0.0.1:{first.port}"))
     assert str(busy.value) == f"127.0.0.1:{first.port}: Address already in use"
     start(state=world.root / "other")
 
