@@ -15,6 +15,8 @@ from tracker.policy import Network, Policy, parse_networks
 from tracker.swarms import Limits
 
 _KEY_BYTES = 32
+_LONGEST_INTERVAL = 86_400
+"""Seconds. Whoever asks for more gets peers that are long gone, and a UDP reply has 32 bits."""
 _URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?")
 
 
@@ -98,6 +100,9 @@ class Settings:
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise SettingsError(name, "is less than 1")
+        for name in ("interval", "leecher_interval"):
+            if getattr(self, name) > _LONGEST_INTERVAL:
+                raise SettingsError(name, "is longer than a day")
         if not 0 <= self.numwant <= self.max_numwant:
             raise SettingsError("numwant", f"is not between 0 and max_numwant, {self.max_numwant}")
         if self.url is not None and not _URL.fullmatch(self.url):

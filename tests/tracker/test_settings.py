@@ -45,7 +45,7 @@ def test_loaded_from_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "timeout"), [(1, 1200), (480, 1200), (481, 1202), (1800, 4500)]
+    ("interval", "timeout"), [(1, 1200), (480, 1200), (481, 1202), (1800, 4500), (86_400, 216_000)]
 )
 def test_timeouts_follow_intervals(interval: int, timeout: int) -> None:
     """Nobody is forgotten who misses one announce, nor within 20 minutes."""
@@ -57,6 +57,8 @@ def test_timeouts_follow_intervals(interval: int, timeout: int) -> None:
     ("values", "message"),
     [
         ({"interval": 0}, "interval: is less than 1"),
+        ({"interval": 86_401}, "interval: is longer than a day"),
+        ({"leecher_interval": 86_401}, "leecher_interval: is longer than a day"),
         ({"threads": 0}, "threads: is less than 1"),
         ({"index_size": -1}, "index_size: is less than 1"),
         ({"numwant": 201}, "numwant: is not between 0 and max_numwant, 200"),
