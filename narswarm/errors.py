@@ -50,7 +50,7 @@ class SettingsError(NarswarmError):
 
 
 class InvalidInputError(NarswarmError):
-    """Bytes that don't follow their format: a NAR, narinfo, torrent, ACL, key."""
+    """Bytes that don't follow their format: a NAR, narinfo, torrent, ACL, key, database."""
 
     exit_code = ExitCode.INVALID
 

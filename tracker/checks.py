@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from narswarm.acl import Acl
-from narswarm.errors import NarswarmError, SettingsError
+from narswarm.errors import InvalidInputError, NarswarmError, SettingsError
 from narswarm.gcrypt import GcryptMissingError, generate_key
 from tracker.database import FILE_NAME, VERSION
 from tracker.settings import Settings, parse_listen
@@ -27,6 +27,7 @@ def check(settings: Settings) -> list[str]:
 
     Raises:
         SettingsError: it couldn't start.
+        InvalidInputError: nor with this index.
     """
     settings.policy()
     settings.publisher_keys()
@@ -70,10 +71,10 @@ def _index_remarks(directory: Path) -> list[str]:
     except OSError as error:
         raise SettingsError(path, error.strerror or str(error)) from error
     if header and not header.startswith(_MAGIC):
-        raise SettingsError(path, "is not a usable index: file is not a database")
+        raise InvalidInputError(path, "is not a usable index: file is not a database")
     version = int.from_bytes(header[_USER_VERSION])
     if version > VERSION:
-        raise SettingsError(path, f"has version {version} instead of {VERSION}")
+        raise InvalidInputError(path, f"has version {version} instead of {VERSION}")
     # 0 is a new one, of which nothing has reached this file yet.
     upgraded = 0 < version < VERSION
     return [f"{path}: has version {version} and will be upgraded"] if upgraded else []

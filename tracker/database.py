@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from narswarm.errors import NarswarmError, NotFoundError, SettingsError
+from narswarm.errors import InvalidInputError, NarswarmError, NotFoundError, SettingsError
 
 FILE_NAME = "index.sqlite"
 
@@ -118,8 +118,8 @@ def connect(
 
     Raises:
         NotFoundError: there is none, and it isn't to be made.
-        SettingsError: the directory can't be used, or what is there is no database of this
-            version or an older one.
+        SettingsError: the directory can't be used.
+        InvalidInputError: what is there is no database of this version or an older one.
     """
     path = directory / FILE_NAME
     try:
@@ -138,7 +138,7 @@ def connect(
     except OSError as error:
         raise SettingsError(directory, error.strerror or str(error)) from error
     except sqlite3.Error as error:
-        raise SettingsError(path, f"is not a usable index: {error}") from error
+        raise InvalidInputError(path, f"is not a usable index: {error}") from error
     return connection
 
 
@@ -152,7 +152,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, max_bytes: int | None) 
             # Asked again: another process may have been faster.
             version = _version(connection)
             if version > VERSION:
-                raise SettingsError(path, f"has version {version} instead of {VERSION}")
+                raise InvalidInputError(path, f"has version {version} instead of {VERSION}")
             for script in _UPGRADES[version:]:
                 for statement in _statements(script):
                     connection.execute(statement)
@@ -199,7 +199,8 @@ def opened(directory: Path) -> Iterator[sqlite3.Connection]:
 
     Raises:
         NotFoundError: there is none.
-        SettingsError: it can't be used.
+        SettingsError: the directory can't be used.
+        InvalidInputError: what is there is no index.
         NarswarmError: something went wrong while it was used.
     """
     connection = connect(directory)

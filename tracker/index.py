@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from narswarm.errors import MismatchError, NarswarmError, SettingsError
+from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
 from narswarm.payload import Kind
 from tracker import blocks, database
 from tracker.blocks import BlockList
@@ -104,8 +104,8 @@ class Index:
         max_bytes: how large it may grow, or None.
 
     Raises:
-        SettingsError: the directory can't be used, or the file there isn't an index of this
-            version.
+        SettingsError: the directory can't be used.
+        InvalidInputError: the file there isn't an index of this version.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int | None = None) -> None:
@@ -120,7 +120,7 @@ class Index:
             self._relist()
         except sqlite3.Error as error:
             self._connection.close()
-            raise SettingsError(self._path, f"is not a usable index: {error}") from error
+            raise InvalidInputError(self._path, f"is not a usable index: {error}") from error
 
     def close(self) -> None:
         """Let go of the database."""

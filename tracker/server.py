@@ -60,6 +60,7 @@ def serve(settings: Settings, reload: Callable[[], Settings] | None = None) -> N
 
     Raises:
         SettingsError: a setting can't be used on this machine.
+        InvalidInputError: the index is none, or of a later version.
         BusyError: an address is in use, or another tracker has the directory.
     """
     # What would fail later in the worker fails here, where it can be said in one line.

@@ -13,7 +13,7 @@ import pytest
 
 from narswarm import gcrypt
 from narswarm.acl import render
-from narswarm.errors import SettingsError
+from narswarm.errors import InvalidInputError, SettingsError
 from tracker import checks, database
 from tracker.checks import check, described
 from tracker.database import FILE_NAME, VERSION
@@ -54,18 +54,22 @@ def test_tracker_would_not_start(settings: Settings, changes: dict[str, Any], me
 
 
 def test_data_that_cannot_be_used(settings: Settings) -> None:
-    """A file in the directory's place, something else in the index's, or a later index."""
+    """A file in the directory's place."""
     with pytest.raises(SettingsError) as caught:
         check(replace(settings, data=settings.acl))
     assert str(caught.value) == f"{settings.acl}: is not a directory"
+
+
+def test_an_index_that_cannot_be_used(settings: Settings) -> None:
+    """Something else in its place, or an index of a later version."""
     path = settings.data / FILE_NAME
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {VERSION + 1}")
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         check(settings)
     assert str(caught.value) == f"{path}: has version {VERSION + 1} instead of {VERSION}"
     path.write_bytes(b"x" * 4096)
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         check(settings)
     assert str(caught.value) == f"{path}: is not a usable index: file is not a database"
 

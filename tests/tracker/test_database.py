@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from narswarm.errors import NarswarmError, NotFoundError, SettingsError
+from narswarm.errors import InvalidInputError, NarswarmError, NotFoundError, SettingsError
 from tracker import blocks, database
 from tracker.database import FILE_NAME, VERSION, connect, opened, transaction
 
@@ -52,7 +52,7 @@ def test_upgrade_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         before = _tables(old)
     broken = (database._TABLES, "CREATE TABLE more (x);\nCREATE TABLE nars (x);")
     monkeypatch.setattr(database, "_UPGRADES", broken)
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         connect(tmp_path)
     path = tmp_path / FILE_NAME
     assert str(caught.value) == f"{path}: is not a usable index: table nars already exists"
@@ -66,7 +66,7 @@ def test_later_version(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     with closing(sqlite3.connect(path)) as later:
         later.execute(f"PRAGMA user_version = {VERSION + 1}")
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         connect(tmp_path)
     assert str(caught.value) == f"{path}: has version {VERSION + 1} instead of {VERSION}"
 
@@ -75,7 +75,7 @@ def test_not_a_database(tmp_path: Path) -> None:
     """A file that is something else is left alone."""
     path = tmp_path / FILE_NAME
     path.write_bytes(b"x" * 4096)
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         connect(tmp_path, create=True)
     assert str(caught.value) == f"{path}: is not a usable index: file is not a database"
     assert path.read_bytes() == b"x" * 4096

@@ -17,7 +17,7 @@ import pytest
 
 from narswarm import gcrypt, sexp
 from narswarm.acl import Acl
-from narswarm.errors import MismatchError, NarswarmError, SettingsError
+from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
 from narswarm.gcrypt import KeyPair
 from tracker import blocks, database
 from tracker.blocks import Block, Kind
@@ -475,6 +475,6 @@ def test_a_damaged_index_is_an_error(tmp_path: Path) -> None:
     with sqlite3.connect(file) as db:
         db.execute("DROP TABLE torrents")
     db.close()
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         Index(tmp_path)
     assert str(caught.value).startswith(f"{file}: is not a usable index: ")
