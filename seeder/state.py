@@ -13,6 +13,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,10 @@ from narswarm.errors import BusyError, InvalidInputError, NotFoundError
 
 VERSION = 1
 DATABASE = "state.sqlite"
+
+_PATIENCE = 1.0
+"""Seconds to wait for those who only look whether the directory is held."""
+_PAUSE = 0.01
 
 _SCHEMA = """
 CREATE TABLE nars (
@@ -391,7 +396,7 @@ def _hold(path: Path) -> int:
     """Lock a file and write this process's id into it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except BlockingIOError:
         pid = os.read(descriptor, 20).decode(errors="replace").strip()
         os.close(descriptor)
@@ -399,3 +404,24 @@ def _hold(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
     return descriptor
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file for this process alone.
+
+    Raises:
+        BlockingIOError: another one has locked it so.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # What can be shared is only looked at by `holder`, which is about to let go of it.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return

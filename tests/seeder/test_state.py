@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -73,6 +74,31 @@ def test_one_seeder_at_a_time(state: State) -> None:
     assert holder(state.directory) is None
     State(state.directory).close()
     assert holder(state.directory / "nowhere") is None
+
+
+def test_a_look_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who looks just then whether a seeder runs doesn't keep one from starting."""
+    State(tmp_path).close()
+    looking = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+    with State(tmp_path):
+        assert holder(tmp_path) == os.getpid()
+    os.close(looking)
+
+
+def test_a_look_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody may read the file, so that anybody could lock it: the error comes soon."""
+    State(tmp_path).close()
+    clock = iter([0.0, 1.0, 1.1])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    looking = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    with pytest.raises(BusyError):
+        State(tmp_path)
+    assert next(clock, None) is None
+    os.close(looking)
 
 
 def test_a_directory_that_can_t_be_made(tmp_path: Path) -> None:
