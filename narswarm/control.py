@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import socketserver
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from narswarm.errors import BusyError, NarswarmError, NotFoundError
+
+log = logging.getLogger(__name__)
 
 NAME = "control.sock"
 MAX_REQUEST = 1 << 20
@@ -116,6 +119,10 @@ def answer_to(line: bytes, operations: Mapping[str, Operation]) -> dict[str, Any
         return {"ok": False, "error": str(error)}
     except (KeyError, TypeError, ValueError):
         return {"ok": False, "error": "request: lacks what the operation needs"}
+    except Exception as error:
+        # Whoever asked is told, instead of taking a broken connection for a program that hangs.
+        log.exception("%s", request["op"])
+        return {"ok": False, "error": f"{request['op']}: {error}"}
 
 
 class Control:

@@ -15,7 +15,7 @@ import resource
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -105,9 +105,7 @@ class Seeder:
             self._build(acl, client)
             self._port = self._swarm.listen_port
             self._offering.restore(acl, fingerprint(acl_text))
-            control = ControlServer(
-                settings.state, {"status": lambda _request: self.status()}, mode=MODE
-            )
+            control = ControlServer(settings.state, {"status": self._answer_status}, mode=MODE)
             stack.callback(control.close)
             scheduler = self._schedule()
             ready(len(self._offering), self._port)
@@ -247,6 +245,12 @@ class Seeder:
                 write_atomically(self._settings.state / "dht.state", self._swarm.dht_state())
 
     # What people see
+
+    def _answer_status(self, _request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self.status()
+        except sqlite3.Error as error:
+            raise InvalidInputError(self._settings.state / DATABASE, str(error)) from None
 
     def status(self) -> dict[str, Any]:
         """How it is doing, as `seeder status --json` shows it."""

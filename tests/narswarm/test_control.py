@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ def _echo(request: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _fail(_: Mapping[str, Any]) -> Mapping[str, Any]:
     raise NarswarmError("index", "is broken: badly")
+
+
+def _break(_: Mapping[str, Any]) -> Mapping[str, Any]:
+    raise sqlite3.DatabaseError("database disk image is malformed")
 
 
 OPERATIONS = {"echo": _echo, "fail": _fail}
@@ -70,6 +75,14 @@ def test_only_its_owner_may_ask(directory: Path) -> None:
 def test_senseless_requests(line: bytes, error: str) -> None:
     """They are answered like others."""
     assert answer_to(line, OPERATIONS) == {"ok": False, "error": error}
+
+
+def test_an_operation_that_breaks(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever asked hears why, and so does the log, with the place."""
+    answer = answer_to(b'{"op": "status"}', {"status": _break})
+    assert answer == {"ok": False, "error": "status: database disk image is malformed"}
+    assert caplog.messages == ["status"]
+    assert "in _break" in caplog.text
 
 
 def test_request_without_end(directory: Path) -> None:

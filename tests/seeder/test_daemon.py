@@ -19,6 +19,7 @@ from narswarm.errors import (
     BusyError,
     CodecError,
     InvalidInputError,
+    NarswarmError,
     NotFoundError,
 )
 from narswarm.swarm import Swarm, SwarmSettings
@@ -223,6 +224,21 @@ def test_a_database_that_breaks_ends_nothing(
         str(world.root / "state" / "state.sqlite"),
         "database disk image is malformed",
     ]
+
+
+def test_a_database_that_breaks_is_said(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks how it is doing hears what is wrong, not that nobody answers."""
+    seeder = start()
+
+    def damaged(_self: State) -> int:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(State, "used", damaged)
+    with pytest.raises(NarswarmError) as caught:
+        seeder.status()
+    file = seeder.settings.state / "state.sqlite"
+    assert str(caught.value) == f"{file}: database disk image is malformed"
+    assert not isinstance(caught.value, BusyError)
 
 
 def test_a_job_that_fails_is_tried_again(
