@@ -35,6 +35,8 @@ FIRST_RETRY = 60.0
 FULL_PAUSE = 300.0
 """Seconds without new payloads when there is no room for them."""
 
+_NO_ROOM = "no room"
+
 FEW = 100
 """Items that are looked up one by one rather than by reading the whole inventory."""
 
@@ -92,7 +94,7 @@ class Offering:
         self._offered: dict[bytes, Offer] = {}
         self._seen = 0
         self._paused_until = 0.0
-        self.full = ""
+        self._full = ""
 
     def __len__(self) -> int:
         return len(self._offered)
@@ -105,6 +107,13 @@ class Offering:
     def infohashes(self) -> list[str]:
         """All torrents that are seeded."""
         return [offer.infohash for offer in list(self._offered.values())]
+
+    @property
+    def full(self) -> str:
+        """Why there are items without room; empty if there are none."""
+        if _NO_ROOM not in self._state.misses():
+            return ""
+        return self._full or f"{self._state.payloads}: had no room for everything"
 
     # What is kept
 
@@ -175,11 +184,11 @@ class Offering:
             except StoppedError:
                 return
             except FullError as error:
-                self._miss(item, "no room", FULL_PAUSE)
+                self._miss(item, _NO_ROOM, FULL_PAUSE)
                 failures += 1
-                if not self.full:
+                if not self._full:
                     log.warning("%s", error)
-                self.full = str(error)
+                self._full = str(error)
                 if failures == FEW:
                     self._paused_until = self._clock() + FULL_PAUSE
                     return
@@ -187,6 +196,8 @@ class Offering:
                 log.warning("%s", error)
                 self._miss(item, "unreadable", FIRST_RETRY)
         self._seen = max(self._seen, seen)
+        if not self.full:
+            self._full = ""  # so that the next time is told again
 
     def _candidates(self) -> tuple[int, list[Item]]:
         """What to look at, newest first, and the order of the newest item that there is."""
@@ -222,7 +233,6 @@ class Offering:
             self._miss(item, "not vouched for", FIRST_RETRY)
             return
         meta = maker.make(item, self._inventory.open(item))
-        self.full = ""
         nar = Nar(
             nar_hash=item.nar_hash,
             store_path=item.store_path,

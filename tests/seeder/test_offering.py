@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -267,6 +268,33 @@ def test_no_room(
     bench.start()
     bench.scan(1)
     assert len(bench.offering) == 4
+    assert bench.offering.full == ""
+
+
+def test_full_as_long_as_an_item_has_no_room(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a smaller item that fits nor a restart hides that another one doesn't."""
+    bench.quota = 1000
+    bench.start()
+    large = bench.add("large", random.Random(1).randbytes(2000))  # noqa: S311
+    bench.add("small", b"1")
+    bench.scan()
+    assert len(bench.offering) == 1
+    reason = f"{bench.state.payloads}: would hold more than 1000 bytes"
+    assert bench.offering.full == reason
+    bench.add("new", b"2")
+    bench.scan(1)
+    assert len(bench.offering) == 2
+    assert bench.offering.full == reason
+    bench.start()
+    assert bench.offering.full == f"{bench.state.payloads}: had no room for everything"
+    bench.scan(1)
+    assert caplog.messages == [reason]
+    bench.scan(FULL_PAUSE)
+    assert caplog.messages == [reason, reason]
+    bench.world.delete(large)
+    bench.offering.expire()
     assert bench.offering.full == ""
 
 
