@@ -137,6 +137,7 @@ def describe(answer: dict[str, Any]) -> str:
     rows = [
         ("items", f"{answer['items']} offered"),
         *(("", f"{count} {reason}") for reason, count in sorted(answer["not_offered"].items())),
+        *([("not scanned", answer["scan_message"])] if answer["scan_message"] else []),
         ("payloads", room),
         ("peers", f"{answer['peers']}"),
         ("uploaded", format_size(answer["uploaded"])),

@@ -70,6 +70,7 @@ class Seeder:
         self._running = 0
         self._idle = threading.Condition()
         self._codec = ""
+        self._troubles: dict[str, str] = {}
 
     def run(self, ready: Callable[[int, int], None]) -> bool:
         """Seed until STOP is set.
@@ -207,15 +208,22 @@ class Seeder:
         try:
             function()
         except NarswarmError as error:
-            log.warning("%s: %s", name, error)
+            self._trouble(name, str(error))
         except OSError as error:
-            log.warning("%s: %s: %s", name, error.filename or "system", error.strerror or error)
+            self._trouble(name, f"{error.filename or 'system'}: {error.strerror or error}")
         except sqlite3.Error as error:
-            log.warning("%s: %s: %s", name, self._settings.state / DATABASE, error)
+            self._trouble(name, f"{self._settings.state / DATABASE}: {error}")
+        else:
+            self._troubles.pop(name, None)
         finally:
             with self._idle:
                 self._running -= 1
                 self._idle.notify_all()
+
+    def _trouble(self, name: str, message: str) -> None:
+        """Note why a job failed, until it works again."""
+        self._troubles[name] = message
+        log.warning("%s: %s", name, message)
 
     def _watch(self) -> None:
         self._offering.check()
@@ -275,6 +283,7 @@ class Seeder:
         return {
             "items": len(self._offering),
             "not_offered": self._state.misses(),
+            "scan_message": self._troubles.get("scan", ""),
             "payload_bytes": self._state.used(),
             "max_disk": self._settings.max_disk,
             "full": self._offering.full,

@@ -24,6 +24,7 @@ PASSED = ("PATH", "PYTHONPATH")
 ANSWER: dict[str, Any] = {
     "items": 3,
     "not_offered": {"not vouched for": 2},
+    "scan_message": "",
     "payload_bytes": 2048,
     "max_disk": 1 << 30,
     "full": "",
@@ -72,6 +73,12 @@ def test_a_status_says_why_nothing_is_made() -> None:
     """The codec and a full disk are what an operator has to know."""
     text = cli.describe(ANSWER | {"codec": "libzstd 1: other", "full": "dir: full"})
     assert "no payloads libzstd 1: other\nno payloads dir: full\n" in text
+
+
+def test_a_status_says_why_nothing_is_found() -> None:
+    """A database that isn't there, beside the items that aren't offered because of it."""
+    text = cli.describe(ANSWER | {"items": 0, "not_offered": {}, "scan_message": "db: is missing"})
+    assert text.startswith("items       0 offered\nnot scanned db: is missing\npayloads ")
 
 
 class Process:

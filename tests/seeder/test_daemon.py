@@ -25,6 +25,7 @@ from narswarm.errors import (
 from narswarm.swarm import Swarm, SwarmSettings
 from seeder import control, daemon
 from seeder.daemon import Seeder, raise_file_limit
+from seeder.offering import Offering
 from seeder.settings import Settings
 from seeder.state import State
 from tests.seeder.conftest import Made, Server, World
@@ -218,12 +219,8 @@ def test_a_database_that_breaks_ends_nothing(
     seeder = start()
     assert said.wait(20)
     assert seeder.status()["items"] == 0
-    assert [str(word) for word in told[0]] == [
-        "%s: %s: %s",
-        "scan",
-        str(world.root / "state" / "state.sqlite"),
-        "database disk image is malformed",
-    ]
+    file = world.root / "state" / "state.sqlite"
+    assert told[0] == ("%s: %s", "scan", f"{file}: database disk image is malformed")
 
 
 def test_a_database_that_breaks_is_said(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,11 +242,25 @@ def test_a_job_that_fails_is_tried_again(
     world: World, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A missing directory of NARs is a line in the log; the seeder goes on."""
-    said = threading.Event()
+    said, worked, again = threading.Event(), threading.Event(), threading.Event()
+    scan = Offering.scan
+
+    def watched(offering: Offering) -> None:
+        if worked.is_set():
+            again.set()
+        scan(offering)
+        worked.set()
+
+    monkeypatch.setattr(Offering, "scan", watched)
     monkeypatch.setattr(daemon.log, "warning", lambda *_: said.set())
-    seeder = start(nars=world.root / "later")
+    seeder = start(nars=world.root / "later", scan_interval=1.0)
     assert said.wait(20)
-    assert seeder.status()["items"] == 0
+    status = seeder.status()
+    assert status["items"] == 0
+    assert status["scan_message"] == f"{world.root / 'later'}: No such file or directory"
+    (world.root / "later").mkdir()
+    assert again.wait(20)  # so that the one before is over
+    assert seeder.status()["scan_message"] == ""
 
 
 def test_another_zstd_still_seeds(
