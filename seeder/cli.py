@@ -152,7 +152,8 @@ def describe(answer: dict[str, Any]) -> str:
         rows.append(("", _said("published", tracker["published"], tracker["publish_message"])))
         if tracker["pending"]:
             rows.append(("", f"{tracker['pending']} to be published"))
-        rows.append(("", _said("announces", tracker["announces"], tracker["announce_message"])))
+        announces = "announces, of two infohashes an item"
+        rows.append(("", _said(announces, tracker["announces"], tracker["announce_message"])))
     return "\n".join(f"{label:<12}{printable(value)}" for label, value in rows)
 
 

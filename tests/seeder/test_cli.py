@@ -65,7 +65,7 @@ def test_a_status_for_people() -> None:
         "tracker     http://t/announce",
         "            2 published, last error: refused\\x1b",
         "            1 to be published",
-        "            4 announces",
+        "            4 announces, of two infohashes an item",
     ]
 
 
