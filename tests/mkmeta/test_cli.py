@@ -258,9 +258,17 @@ def test_no_overwriting(here: Path, run: Run, facts: dict[str, Any]) -> None:
     assert run("verify", facts["payload"], facts["torrent"]) == ExitCode.OK
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals(tmp_path: Path, number: signal.Signals) -> None:
-    """A process that is told to end while it writes leaves nothing behind."""
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, ExitCode.INTERRUPTED),
+        (signal.SIGTERM, ExitCode.INTERRUPTED),
+        (signal.SIGHUP, ExitCode.INTERRUPTED),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_signals(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A process that is told to end while it writes, or is killed, leaves nothing behind."""
     root = Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-m", "mkmeta", "create", "-o", tmp_path, "-"],
@@ -274,10 +282,11 @@ def test_signals(tmp_path: Path, number: signal.Signals) -> None:
         process.stdin.write(nar[:-100])
         process.stdin.flush()
         # All but the last 64 KiB of a pipe have been read, so the payload has been begun.
-        assert list(tmp_path.iterdir())
+        links = [entry.readlink() for entry in Path(f"/proc/{process.pid}/fd").iterdir()]
+        assert any(link.is_relative_to(tmp_path) for link in links)
         process.send_signal(number)
         with contextlib.suppress(BrokenPipeError):
-            assert process.wait(30) == ExitCode.INTERRUPTED
+            assert process.wait(30) == code
         assert process.stderr.read() == b""
         process.stdin.close()
     assert not list(tmp_path.iterdir())

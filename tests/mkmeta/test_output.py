@@ -4,12 +4,35 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from mkmeta import output
 from mkmeta.output import Output
 from narswarm.errors import AlreadyExistsError, NarswarmError, NotFoundError
+
+
+@pytest.fixture(params=["unnamed", "named"], autouse=True)
+def named(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system has files without names; all holds for both."""
+    if request.param == "named":
+        no_unnamed(monkeypatch)
+        return True
+    return False
+
+
+def no_unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse files without names, as NFS does."""
+    real = os.open
+
+    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return real(path, flags, mode)
+
+    monkeypatch.setattr("mkmeta.output.os.open", refuse)
 
 
 def write(directory: Path, names: list[str], text: bytes, *, force: bool = False) -> list[Path]:
@@ -35,14 +58,14 @@ def test_files_appear(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_nothing_half_written(tmp_path: Path, error: type[BaseException]) -> None:
-    """What goes wrong before the end leaves nothing behind."""
+def test_nothing_half_written(tmp_path: Path, error: type[BaseException], *, named: bool) -> None:
+    """What goes wrong before the end leaves nothing; files without names survive nothing."""
 
     def interrupted() -> None:
         with Output(tmp_path, force=False) as output:
             output.new().write(b"half")
             output.new()
-            assert len(list(tmp_path.iterdir())) == 2
+            assert len(contents(tmp_path)) == (2 if named else 0)
             raise error
 
     with pytest.raises(error):
@@ -51,13 +74,8 @@ def test_nothing_half_written(tmp_path: Path, error: type[BaseException]) -> Non
 
 
 @pytest.mark.parametrize("taken", ["a", "b"])
-@pytest.mark.parametrize("links", [True, False])
-def test_no_overwriting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str, links: bool
-) -> None:
+def test_no_overwriting(tmp_path: Path, taken: str) -> None:
     """A file that exists, or a dangling link, stays as it is, and none of ours appears."""
-    if not links:
-        monkeypatch.setattr(Path, "hardlink_to", no_links)
     (tmp_path / taken).symlink_to("nowhere")
     with pytest.raises(AlreadyExistsError) as caught:
         write(tmp_path, ["a", "b"], b"new")
@@ -65,23 +83,50 @@ def test_no_overwriting(
     assert [path.name for path in tmp_path.iterdir()] == [taken]
 
 
-def no_links(_self: Path, _target: Path) -> None:
+def no_links(*_: object, **__: object) -> None:
     """Refuse as a file system without hard links does."""
     raise OSError(errno.EPERM, "Operation not permitted")
 
 
-def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without hard links is enough."""
-    monkeypatch.setattr(Path, "hardlink_to", no_links)
+def test_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    """A file system without hard links, which has no files without names either, is enough."""
+    monkeypatch.setattr("os.link", no_links)
+    if not named:
+        with pytest.raises(NarswarmError) as refused:
+            write(tmp_path, ["a"], b"new")
+        assert str(refused.value) == f"{tmp_path / 'a'}: Operation not permitted"
+        assert contents(tmp_path) == {}
+        return
+    write(tmp_path, ["a", "b"], b"new")
+    assert contents(tmp_path) == {"a": b"new", "b": b"new"}
+    with pytest.raises(AlreadyExistsError) as caught:
+        write(tmp_path, ["c", "b"], b"other")
+    assert str(caught.value) == f"{tmp_path / 'b'}: exists already"
+    assert contents(tmp_path) == {"a": b"new", "b": b"new"}
+
+
+def test_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file without a name could never get one, it has a temporary one from the start."""
+    monkeypatch.setattr(output, "_proc", lambda descriptor: f"{tmp_path}/{descriptor}")
     write(tmp_path, ["a", "b"], b"new")
     assert contents(tmp_path) == {"a": b"new", "b": b"new"}
 
 
 def test_force(tmp_path: Path) -> None:
-    """With force, files are replaced."""
-    write(tmp_path, ["a", "b"], b"old")
+    """With force, files are replaced, and made where there are none."""
+    write(tmp_path, ["a"], b"old")
     write(tmp_path, ["a", "b"], b"new", force=True)
     assert contents(tmp_path) == {"a": b"new", "b": b"new"}
+
+
+def test_force_that_fails(tmp_path: Path) -> None:
+    """What can't be replaced leaves no temporary name behind."""
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write(tmp_path, ["a"], b"new", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_full_disk(tmp_path: Path) -> None:
