@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -591,6 +592,17 @@ def test_proxy(server: Server) -> None:
     assert "Proxy-Authorization: Basic bWU6YSBi\n" in body
 
 
+@pytest.fixture
+def localhost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name `localhost` is known, also where /etc/hosts is missing."""
+    whole = socket.getaddrinfo
+
+    def known(host: Any, *more: Any, **named: Any) -> Any:
+        return whole("127.0.0.1" if host == "localhost" else host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+
+
 @pytest.mark.parametrize(
     ("no_proxy", "host", "direct"),
     [
@@ -602,6 +614,7 @@ def test_proxy(server: Server) -> None:
         (".localhost", "localhost", True),
     ],
 )
+@pytest.mark.usefixtures("localhost")
 def test_no_proxy(server: Server, no_proxy: str, host: str, *, direct: bool) -> None:
     """Hosts and domains in no_proxy are reached directly."""
     environ = {"http_proxy": f"127.0.0.1:{server.server_port}", "no_proxy": no_proxy}
@@ -709,6 +722,7 @@ def test_unknown_authority(tls_server: Server, client: HttpClient) -> None:
     assert str(error.value).startswith(f"{url}: self")
 
 
+@pytest.mark.usefixtures("localhost")
 def test_wrong_host(
     tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch, client: HttpClient
 ) -> None:
