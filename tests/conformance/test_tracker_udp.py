@@ -6,12 +6,10 @@ from __future__ import annotations
 import http.client
 import os
 import random
-import re
 import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,14 +23,13 @@ from narswarm.download import Progress
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.swarm import Swarm, SwarmSettings
+from tests.processes import end, start_tracker, tracker_command
 
 pytestmark = pytest.mark.conformance
 
-ROOT = Path(__file__).resolve().parents[2]
 HASH = bytes(range(0xEC, 0x100))
 MAGIC = bytes.fromhex("0000041727101980")
 DEADLINE = 30
-PROGRAM = "import sys; sys.argv[0] = 'tracker'; from tracker.cli import main; main()"
 
 
 class Reply(NamedTuple):
@@ -118,47 +115,17 @@ class Server(NamedTuple):
 Start = Callable[..., Server]
 
 
-def _command(directory: Path, *flags: str) -> tuple[list[str], dict[str, str]]:
-    config = directory / "empty.toml"
-    config.write_text("")
-    command = [sys.executable, "-c", PROGRAM, "serve", "--data", str(directory / "data"), *flags]
-    return command, {**os.environ, "PYTHONPATH": str(ROOT), "NARSWARM_CONFIG": str(config)}
-
-
 @contextmanager
 def _starter(directory: Path) -> Iterator[Start]:
     """A starter of trackers, which end with the test."""
     with ExitStack() as stack:
 
         def start(*flags: str, listen: str = "[::]:0") -> Server:
-            command, environment = _command(directory, "--listen", listen, *flags)
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,
-                text=True,
-            )
-            stack.callback(_end, process)
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            match = re.fullmatch(r"tracker: listening on http://\S+:(\d+)\n", line)
-            assert match, line
-            return Server(process, int(match[1]), stack)
+            process, (port,) = start_tracker(directory, [listen], *flags)
+            stack.callback(end, process)
+            return Server(process, port, stack)
 
         yield start
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(DEADLINE)
-    assert process.stdout is not None
-    process.stdout.close()
 
 
 @pytest.fixture(name="start")
@@ -264,7 +231,7 @@ def test_port_that_is_taken(tmp_path: Path) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        command, environment = _command(tmp_path, "--listen", address)
+        command, environment = tracker_command(tmp_path, [address])
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False
         )

@@ -7,14 +7,13 @@ import hashlib
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -30,10 +29,10 @@ from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.payload import file_name
 from narswarm.trackerclient import RefusedError, TrackerIndex
+from tests.processes import ROOT, end, start_tracker
 
 pytestmark = pytest.mark.conformance
 
-ROOT = Path(__file__).resolve().parents[2]
 HASH = bytes(range(0xEC, 0x100))
 OTHER = b"o" * 20
 DEADLINE = 30
@@ -89,44 +88,14 @@ Start = Callable[..., Server]
 @contextmanager
 def _starter(directory: Path) -> Iterator[Start]:
     """A starter of trackers, which end with the test."""
-    processes: list[subprocess.Popen[str]] = []
+    with ExitStack() as stack:
 
-    def start(*flags: str, listen: tuple[str, ...] = ("127.0.0.1:0",), **more: str) -> Server:
-        listeners = [part for address in listen for part in ("--listen", address)]
-        program = "from tracker.cli import main; main()"
-        config = directory / "empty.toml"
-        config.write_text("")
-        command = [sys.executable, "-c", program, "serve", "--data", str(directory / "data")]
-        process = subprocess.Popen(
-            [*command, *listeners, *flags],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "NARSWARM_CONFIG": str(config), **more},
-            start_new_session=True,
-            text=True,
-        )
-        processes.append(process)
-        assert process.stdout is not None
-        ports = []
-        for _ in listen:
-            line = process.stdout.readline()
-            match = re.fullmatch(r"tracker: listening on http://\S+:(\d+)\n", line)
-            assert match, line
-            ports.append(int(match[1]))
-        return Server(process, tuple(ports))
+        def start(*flags: str, listen: tuple[str, ...] = ("127.0.0.1:0",), **more: str) -> Server:
+            process, ports = start_tracker(directory, listen, *flags, **more)
+            stack.callback(end, process)
+            return Server(process, ports)
 
-    try:
         yield start
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                try:
-                    process.wait(DEADLINE)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait(DEADLINE)
-            assert process.stdout is not None
-            process.stdout.close()
 
 
 @pytest.fixture(name="start")

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import os
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -30,6 +27,7 @@ from narswarm.swarm_settings import SwarmSettings
 from narswarm.trackerclient import TrackerIndex
 from substituter.context import Context
 from substituter.settings import SubstituterSettings
+from tests.processes import end, start_tracker
 
 
 class Item(NamedTuple):
@@ -237,30 +235,14 @@ class Net:
 class Tracker:
     """The real tracker in a process of its own."""
 
-    def __init__(self, data: Path, acl_file: Path) -> None:
-        code = "from tracker.cli import main; main()"
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-c", code, "serve", "--listen", "127.0.0.1:0"),
-                *("--data", str(data), "--acl", str(acl_file)),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"NARSWARM_CONFIG": os.devnull},
-        )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if "listening on " in line:
-                self.url = line.partition("listening on ")[2].strip().rstrip("/")
-                return
-        raise AssertionError("the tracker did not start")
+    def __init__(self, directory: Path, acl_file: Path) -> None:
+        directory.mkdir()
+        self._process, (port,) = start_tracker(directory, ["127.0.0.1:0"], "--acl", str(acl_file))
+        self.url = f"http://127.0.0.1:{port}"
 
     def close(self) -> None:
         """End it; twice is as well as once."""
-        self._process.terminate()
-        self._process.wait(20)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        end(self._process)
 
 
 @pytest.fixture
