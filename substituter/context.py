@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 from narswarm import gcrypt, sexp
 from narswarm.acl import Acl
+from narswarm.candidates import Torrents
 from narswarm.errors import NarswarmError, NotFoundError, SettingsError
 from narswarm.httpclient import HttpClient
 from narswarm.narinfo import Narinfo
 from narswarm.narinfos import NarinfoCache, NarinfoLookup
 from substituter import options, report
 from substituter.settings import SubstituterSettings
-from substituter.torrents import Torrents
 
 if TYPE_CHECKING:
     from narswarm.trackerclient import TrackerIndex

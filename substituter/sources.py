@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 from narswarm import compression, narinfo
+from narswarm.candidates import Candidate
 from narswarm.errors import NetworkError
 from narswarm.httpclient import HttpClient
 from narswarm.payload import Kind
 from narswarm.swarm import Download, Progress, Swarm
 from substituter.nargate import exactly
 from substituter.report import Report
-from substituter.torrents import Candidate
 
 _PREFERENCE = {"zstd": 0, "gzip": 1, "lzip": 2, "none": 3}
 """Compressions in the order in which they usually restore fastest over the net."""

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
+from narswarm.candidates import flatten
 from narswarm.errors import InvalidInputError, NarswarmError
 from narswarm.narinfo import Narinfo
 from narswarm.restore import Deduplicator, RestoreError, delete
@@ -21,7 +22,6 @@ from substituter.nargate import Gate, WrongNarError
 from substituter.report import Report
 from substituter.session import Session
 from substituter.sources import HttpSource, NarSource, Patience, SwarmSource, by_preference
-from substituter.torrents import flatten
 
 _NARINFO_TIMEOUT = 30.0
 

@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 from narswarm import metainfo, narinfo
+from narswarm.candidates import Candidate
 from narswarm.errors import InvalidInputError, NarswarmError, NetworkError
 from narswarm.httpclient import HttpClient
 from narswarm.merkle import PieceHasher
@@ -22,7 +23,6 @@ from narswarm.swarm import Progress, Swarm, SwarmStalledError
 from narswarm.swarm_settings import SwarmSettings
 from substituter.report import Report
 from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource, by_preference
-from substituter.torrents import Candidate
 from tests.substituter.conftest import Item, Site, torrent_of
 
 Make = Callable[..., Item]

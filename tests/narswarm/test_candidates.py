@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tests of substituter.torrents, with honest, hostile and hanging trackers on loopback."""
+"""Tests of narswarm.candidates, with honest, hostile and hanging trackers on loopback."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from types import SimpleNamespace
 import pytest
 
 from narswarm import base32, metainfo
+from narswarm import candidates as module
+from narswarm.candidates import Candidate, Torrents, flatten
 from narswarm.httpclient import HttpClient
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.payload import file_name, max_length
 from narswarm.trackerclient import TrackerIndex
-from substituter import torrents as module
-from substituter.torrents import Candidate, Torrents, flatten
+from tests.substituter import conftest as world
 from tests.substituter.conftest import Item, Site, torrent_of
 from tests.substituter.trackers import infohash, serve
 
 Make = Callable[..., Item]
 ROOT = Path(__file__).parents[2]
+
+# The fixtures of the substituter's world.
+site, key, make_item = world.site, world.key, world.make_item
 
 
 @pytest.fixture
@@ -436,7 +440,7 @@ def test_two_processes_share_a_directory(
         "from pathlib import Path\n"
         "from narswarm.httpclient import HttpClient\n"
         "from narswarm.trackerclient import TrackerIndex\n"
-        "from substituter.torrents import Torrents\n"
+        "from narswarm.candidates import Torrents\n"
         "_, _, url, directory, nar_hash, size, bad = sys.argv\n"
         "torrents = Torrents(Path(directory), [TrackerIndex(HttpClient(10.0), url)])\n"
         "key, size = bytes.fromhex(nar_hash), int(size)\n"
