@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Announces and scrapes answered: the one owner of the swarms, whatever transport asks.
+"""Announces and scrapes answered, whatever transport asks.
 
-Request handling threads and the clock live outside; this class brings index, policy and swarms
-together under one lock, so that every transport sees the same swarms.
+Request handling threads and the clock live outside; this class brings index, policy and the store
+of swarms together, so that every transport sees the same swarms.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from time import perf_counter
-from typing import NamedTuple, Self
+from typing import Self
 
 from tracker.blocks import BlockList
 from tracker.metrics import Action, Family, Metrics, Outcome, family_of
 from tracker.policy import Policy
-from tracker.swarms import Limits, Swarms
+from tracker.swarms import Answer, Limits
+from tracker.swarmstore import Asked, StoreDownError, SwarmStore, SwarmTotals
 from tracker.wire_http import (
     AnnounceReply,
     AnnounceRequest,
     Counts,
-    Event,
     WireError,
     announce_reply,
     failure,
@@ -31,11 +30,12 @@ from tracker.wire_http import (
 )
 
 _NONE = Counts(0, 0, 0, 0)
-_SWEEP = 100
-"""How many swarms are looked at for silent peers before somebody else has a turn."""
+_RETRY_MINUTES = 1
+"""When to ask again while the store of swarms doesn't answer."""
 
 UNLISTED = "info_hash: is not in this tracker's index"
 BLOCKED = "info_hash: is blocked by this tracker's operator"
+UNAVAILABLE = "tracker: does not reach its swarms now"
 REFUSED = "address: is blocked by this tracker's operator"
 
 
@@ -47,14 +47,8 @@ class RefusedAddressError(WireError):
     """The address is blocked."""
 
 
-class SwarmTotals(NamedTuple):
-    """All swarms in numbers: how many there are, and how many peers by role and family."""
-
-    swarms: int
-    seeders_ipv4: int
-    seeders_ipv6: int
-    leechers_ipv4: int
-    leechers_ipv6: int
+class UnavailableError(WireError):
+    """The store of swarms doesn't answer now."""
 
 
 class Announcer:
@@ -62,9 +56,9 @@ class Announcer:
 
     Args:
         policy: what is granted.
-        swarms: who is where; nobody else may touch it.
+        swarms: who is where.
         is_listed: whether an infohash may be tracked. It is asked before anything is allocated.
-        rng: what chooses peers and spreads intervals.
+        rng: what spreads intervals.
         metrics: where HTTP's requests are counted, and where other transports count theirs.
 
     Attributes:
@@ -75,7 +69,7 @@ class Announcer:
     def __init__(
         self,
         policy: Policy,
-        swarms: Swarms,
+        swarms: SwarmStore,
         is_listed: Callable[[bytes], bool],
         rng: Random,
         metrics: Metrics | None = None,
@@ -84,17 +78,13 @@ class Announcer:
         self._swarms = swarms
         self._is_listed = is_listed
         self._rng = rng
-        self._lock = threading.Lock()
-        self._sweeping = threading.Lock()
-        self._completed: set[bytes] = set()
         self.metrics = metrics or Metrics()
         self.blocks = BlockList()
 
     def reconfigure(self, policy: Policy, limits: Limits) -> None:
         """Go on with other decisions of the operator."""
-        with self._lock:
-            self._policy = policy
-            self._swarms.limit(limits)
+        self._policy = policy
+        self._swarms.limit(limits)
 
     def client_address(self, remote: str, forwarded: str | None) -> bytes:
         """Which address a request of HTTP comes from; see `Policy.client_address`."""
@@ -117,18 +107,57 @@ class Announcer:
 
         Raises:
             BlockedError: the operator blocked the infohash.
+            UnavailableError: the store of swarms doesn't answer.
         """
-        if request.info_hash in self.blocks.info_hashes:
-            raise BlockedError(BLOCKED)
-        if not self._is_listed(request.info_hash):
+        if not self._tracks(request):
             return None
         numwant = self._policy.peers_for(request.numwant)
-        with self._lock:
-            counts, selection = self._swarms.announce(request, address, numwant, now, self._rng)
-            intervals = self._policy.intervals(self._rng, seed=request.is_seed)
-            if request.event is Event.COMPLETED:
-                self._completed.add(request.info_hash)
-        return AnnounceReply(*intervals, counts, *selection, address)
+        try:
+            answer = self._swarms.announce(request, address, numwant, now)
+        except StoreDownError as error:
+            raise UnavailableError(UNAVAILABLE) from error
+        return self._reply(request, address, answer)
+
+    def announce_many(
+        self, asked: Sequence[tuple[AnnounceRequest, bytes]], now: int
+    ) -> list[AnnounceReply | WireError | None]:
+        """Take in several announces in one go, which for a store elsewhere is one round trip.
+
+        Args:
+            asked: what clients said, and the addresses they said it from.
+            now: seconds since the epoch.
+
+        Returns:
+            For each what `announce` would return, or the error it would raise.
+        """
+        replies: list[AnnounceReply | WireError | None] = [None] * len(asked)
+        tracked: list[tuple[int, Asked]] = []
+        for position, (request, address) in enumerate(asked):
+            try:
+                if self._tracks(request):
+                    numwant = self._policy.peers_for(request.numwant)
+                    tracked.append((position, Asked(request, address, numwant, now)))
+            except BlockedError as error:
+                replies[position] = error
+        try:
+            answers = self._swarms.announce_many([each for _, each in tracked]) if tracked else []
+        except StoreDownError:
+            for position, _ in tracked:
+                replies[position] = UnavailableError(UNAVAILABLE)
+            return replies
+        for (position, each), answer in zip(tracked, answers, strict=True):
+            replies[position] = self._reply(each.request, each.address, answer)
+        return replies
+
+    def _tracks(self, request: AnnounceRequest) -> bool:
+        """Whether the infohash of an announce is tracked here."""
+        if request.info_hash in self.blocks.info_hashes:
+            raise BlockedError(BLOCKED)
+        return self._is_listed(request.info_hash)
+
+    def _reply(self, request: AnnounceRequest, address: bytes, answer: Answer) -> AnnounceReply:
+        intervals = self._policy.intervals(self._rng, seed=request.is_seed)
+        return AnnounceReply(*intervals, answer.counts, *answer.selection, address)
 
     def announce_http(self, query: bytes, remote: str, forwarded: str | None, now: int) -> bytes:
         """Answer the query string of an HTTP announce.
@@ -150,6 +179,9 @@ class Announcer:
             except BlockedError:
                 counted.outcome = "blocked"
                 return failure(BLOCKED, retry_in="never")
+            except UnavailableError:
+                counted.outcome = "failed"
+                return failure(UNAVAILABLE, retry_in=_RETRY_MINUTES)
             if reply is None:
                 counted.outcome = "unlisted"
                 return failure(UNLISTED, retry_in=self._policy.retry_minutes)
@@ -183,57 +215,84 @@ class Announcer:
         with _Counted(self.metrics, "scrape") as counted:
             self._admit(remote, forwarded, counted)
             wanted = parse_scrape(query)
-            files = dict(zip(wanted, self.counts(wanted), strict=True))
+            try:
+                files = dict(zip(wanted, self.counts(wanted), strict=True))
+            except UnavailableError:
+                counted.outcome = "failed"
+                raise
             body = scrape_reply(files, min_interval=self._policy.leecher_interval)
             counted.outcome = "ok"
             return body
 
-    def counts(self, info_hashes: list[bytes]) -> list[Counts]:
-        """The numbers of several swarms, zeros for those that aren't there or are blocked."""
+    def counts(self, info_hashes: Sequence[bytes]) -> list[Counts]:
+        """The numbers of several swarms, zeros for those that aren't there or are blocked.
+
+        Raises:
+            UnavailableError: the store of swarms doesn't answer.
+        """
         blocked = self.blocks.info_hashes
-        with self._lock:
-            return [
-                _NONE if info_hash in blocked else self._swarms.counts(info_hash)
-                for info_hash in info_hashes
-            ]
+        shown = [info_hash for info_hash in info_hashes if info_hash not in blocked]
+        try:
+            found = dict(zip(shown, self._swarms.counts(shown), strict=True))
+        except StoreDownError as error:
+            raise UnavailableError(UNAVAILABLE) from error
+        return [found.get(info_hash, _NONE) for info_hash in info_hashes]
 
     def totals(self) -> SwarmTotals:
-        """How many swarms and peers there are."""
-        with self._lock:
-            return SwarmTotals(len(self._swarms), *self._swarms.totals)
+        """How many swarms and peers there are.
+
+        Raises:
+            StoreDownError: the store of swarms doesn't answer.
+        """
+        return self._swarms.totals()
+
+    def check(self) -> None:
+        """See whether the store of swarms answers.
+
+        Raises:
+            StoreDownError: it doesn't.
+        """
+        self._swarms.check()
 
     def restore_downloads(self, downloads: Mapping[bytes, int]) -> None:
-        """Begin with numbers of downloads that were kept elsewhere."""
-        with self._lock:
-            self._swarms.restore(downloads)
+        """Begin with numbers of downloads that were kept elsewhere.
+
+        Raises:
+            StoreDownError: the store of swarms doesn't answer.
+        """
+        self._swarms.restore(downloads)
 
     def take_downloads(self) -> dict[bytes, int]:
-        """The numbers of downloads that changed since this was asked the last time."""
-        with self._lock:
-            completed, self._completed = self._completed, set()
-            return {info_hash: self._swarms.counts(info_hash).downloaded for info_hash in completed}
+        """The numbers of downloads that changed since this was asked the last time.
+
+        Raises:
+            StoreDownError: the store of swarms doesn't answer; they are handed out later.
+        """
+        return self._swarms.take_downloads()
 
     def give_back_downloads(self, downloads: Mapping[bytes, int]) -> None:
         """Have numbers that could not be kept be handed out again."""
-        with self._lock:
-            self._completed.update(downloads)
+        self._swarms.give_back_downloads(downloads)
 
-    def sample(self, info_hashes: list[bytes], limit: int) -> tuple[Counts, list[bytes]]:
-        """Look at the swarms of one torrent; see `Swarms.sample`."""
-        with self._lock:
-            return self._swarms.sample(info_hashes, limit, self._rng)
+    def sample(self, info_hashes: Sequence[bytes], limit: int) -> tuple[Counts, list[bytes]]:
+        """Look at the swarms of one torrent; see `Swarms.sample`.
+
+        The index has answers without swarms, too: nobody is there while the store doesn't answer.
+        """
+        try:
+            return self._swarms.sample(info_hashes, limit)
+        except StoreDownError:
+            return _NONE, []
 
     def expire(self, now: int) -> int:
-        """Forget the peers of all swarms that fell silent or are blocked; return how many."""
-        expired, finished = 0, False
-        with self._sweeping:
-            unwanted = self.blocks.has_address if self.blocks.has_networks else None
-            while not finished:
-                with self._lock:
-                    swept = self._swarms.expire(now, _SWEEP, unwanted)
-                expired += swept.expired
-                finished = swept.finished
-        return expired
+        """Forget the peers of all swarms that fell silent or are blocked; return how many.
+
+        Raises:
+            StoreDownError: the store of swarms doesn't answer.
+        """
+        return self._swarms.expire(
+            now, self.blocks.has_address if self.blocks.has_networks else None
+        )
 
 
 class _Counted:

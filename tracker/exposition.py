@@ -20,9 +20,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from narswarm.errors import NarswarmError
-from tracker.announcer import SwarmTotals
 from tracker.index import Totals
 from tracker.metrics import BOUNDS, Metrics
+from tracker.swarmstore import SwarmTotals
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -33,7 +33,7 @@ from tracker.announcer import Announcer
 from tracker.app import TrackerApp
 from tracker.index import Index
 from tracker.settings import Settings, parse_listen
-from tracker.swarms import Swarms
+from tracker.swarmstore import MemorySwarms
 from tracker.udp import UdpResponder, UdpServer, UdpSockets, load_key
 from tracker.wire_udp import ConnectionIds
 
@@ -248,7 +248,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         settings = self._settings
         logging.basicConfig(level=logging.INFO, format="tracker: %(message)s", stream=sys.stderr)
         index = Index(settings.data, max_bytes=settings.index_size)
-        swarms = Swarms(settings.limits(), keep_downloads=not settings.open)
+        swarms = MemorySwarms(settings.limits(), keep_downloads=not settings.open)
         is_listed = _anything if settings.open else index.is_listed
         rng = random.Random()  # noqa: S311 - it chooses peers, and keeps no secret
         announcer = Announcer(settings.policy(), swarms, is_listed, rng)

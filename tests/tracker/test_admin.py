@@ -27,7 +27,7 @@ from tracker.blocks import Block, Kind
 from tracker.index import Index
 from tracker.publication import check
 from tracker.settings import Settings
-from tracker.swarms import Swarms
+from tracker.swarmstore import MemorySwarms
 from tracker.wire_http import AnnounceRequest, Event
 
 NOW = 1_700_000_000
@@ -43,8 +43,8 @@ class Tracker:
         self.loaded: Settings | NarswarmError = settings
         self.index = Index(settings.data)
         rng = Random(1)  # noqa: S311 - the same at each run
-        swarms = Swarms(settings.limits(), keep_downloads=not settings.open)
-        self.announcer = Announcer(settings.policy(), swarms, self.index.is_listed, rng)
+        self.swarms = MemorySwarms(settings.limits(), keep_downloads=not settings.open)
+        self.announcer = Announcer(settings.policy(), self.swarms, self.index.is_listed, rng)
         self.acl_file = AclFile(settings.acl, self.index)
         self.acl_file.refresh()
         self.app = TrackerApp(settings, self.index, self.announcer, self.acl_file)
@@ -240,7 +240,7 @@ def test_reload(
         "these take a restart: open, threads",
     ]
     assert tracker.announcer._policy.interval == 100
-    assert tracker.announcer._swarms._limits.seed_timeout == 1200
+    assert tracker.swarms.limits.seed_timeout == 1200
     assert tracker.app._metrics_from == (ip_network("10.0.0.0/8"),)
     assert tracker.app._settings.threads == old.threads
     assert tracker.announcer.blocks.has_networks

@@ -10,11 +10,12 @@ from random import Random
 import pytest
 
 from narswarm import bencoding
-from tracker import announcer as announcer_module
-from tracker.announcer import Announcer, BlockedError, RefusedAddressError, SwarmTotals
+from tracker import swarmstore
+from tracker.announcer import Announcer, BlockedError, RefusedAddressError
 from tracker.blocks import BlockList
 from tracker.policy import Policy, parse_networks
-from tracker.swarms import Limits, Swarms
+from tracker.swarms import Limits
+from tracker.swarmstore import MemorySwarms, SwarmTotals
 from tracker.wire_http import AnnounceRequest, Counts, WireError
 
 LISTED = b"l" * 20
@@ -24,13 +25,13 @@ NOW = 1_700_000_000
 
 
 @pytest.fixture(name="swarms")
-def swarms_fixture() -> Swarms:
+def swarms_fixture() -> MemorySwarms:
     """Empty swarms of a closed tracker."""
-    return Swarms(Limits(leecher_timeout=100), keep_downloads=True)
+    return MemorySwarms(Limits(leecher_timeout=100), keep_downloads=True)
 
 
 @pytest.fixture(name="announcer")
-def announcer_fixture(swarms: Swarms) -> Announcer:
+def announcer_fixture(swarms: MemorySwarms) -> Announcer:
     """A closed tracker with one infohash behind a proxy at 10.0.0.1."""
     policy = Policy(
         interval=1000, leecher_interval=100, trusted_proxies=parse_networks(["10.0.0.1"])
@@ -99,14 +100,14 @@ def test_lists_that_are_not_packed(
     assert reply[b"peers"] == [peer]
 
 
-def test_unlisted_infohashes_cost_nothing(announcer: Announcer, swarms: Swarms) -> None:
+def test_unlisted_infohashes_cost_nothing(announcer: Announcer, swarms: MemorySwarms) -> None:
     """They are refused for some minutes before anything is allocated."""
     assert _announce(announcer, _query(UNLISTED)) == {
         b"failure reason": b"info_hash: is not in this tracker's index",
         b"interval": 300,
         b"retry in": 5,
     }
-    assert len(swarms) == 0
+    assert swarms.totals().swarms == 0
 
 
 def test_proxies_name_the_client(announcer: Announcer) -> None:
@@ -117,7 +118,7 @@ def test_proxies_name_the_client(announcer: Announcer) -> None:
         announcer.announce_http(_query(), "10.0.0.1", None, NOW)
 
 
-def test_blocked_infohashes(announcer: Announcer, swarms: Swarms) -> None:
+def test_blocked_infohashes(announcer: Announcer, swarms: MemorySwarms) -> None:
     """They are refused for ever, listed or not, and what is there isn't told any more."""
     _announce(announcer, _query(more=b"left=0"))
     announcer.blocks = BlockList({LISTED, UNLISTED})
@@ -128,7 +129,7 @@ def test_blocked_infohashes(announcer: Announcer, swarms: Swarms) -> None:
             b"retry in": b"never",
         }
     assert announcer.counts([LISTED]) == [Counts(0, 0, 0, 0)]
-    assert swarms.peers == 1
+    assert sum(swarms.totals()[1:]) == 1
     with pytest.raises(BlockedError):
         announcer.announce(AnnounceRequest(LISTED, b"p" * 20, 1), bytes(4), NOW)
     announcer.blocks = BlockList()
@@ -226,11 +227,11 @@ def test_sample(announcer: Announcer) -> None:
 
 
 def test_silent_peers(
-    announcer: Announcer, swarms: Swarms, monkeypatch: pytest.MonkeyPatch
+    announcer: Announcer, swarms: MemorySwarms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All swarms are looked at, a few at a time."""
-    monkeypatch.setattr(announcer_module, "_SWEEP", 1)
+    monkeypatch.setattr(swarmstore, "SWEEP", 1)
     for now, info_hash in ((NOW, LISTED), (NOW + 50, OTHER)):
         _announce(announcer, _query(info_hash), now=now)
     assert [announcer.expire(NOW + later) for later in (100, 101, 150, 151)] == [0, 1, 0, 1]
-    assert swarms.peers == 0
+    assert sum(swarms.totals()[1:]) == 0

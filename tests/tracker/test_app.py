@@ -27,7 +27,7 @@ from tracker.blocks import BlockList
 from tracker.index import Index, IndexFullError
 from tracker.publication import MAX_BODY
 from tracker.settings import Settings
-from tracker.swarms import Swarms
+from tracker.swarmstore import MemorySwarms
 
 if TYPE_CHECKING:
     from typing import Any
@@ -45,7 +45,7 @@ class Site:
         self.index = Index(directory)
         self.settings = settings
         rng = Random(1)  # noqa: S311 - the same at each run
-        swarms = Swarms(settings.limits(), keep_downloads=True)
+        swarms = MemorySwarms(settings.limits(), keep_downloads=True)
         announcer = Announcer(settings.policy(), swarms, self.index.is_listed, rng)
         acl_file = AclFile(settings.acl, self.index)
         self.app = TrackerApp(settings, self.index, announcer, acl_file, lambda: NOW)

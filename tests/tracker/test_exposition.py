@@ -10,10 +10,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from narswarm.errors import NarswarmError
-from tracker.announcer import SwarmTotals
 from tracker.exposition import exposition, receive_buffer_errors
 from tracker.index import Totals
 from tracker.metrics import Metrics
+from tracker.swarmstore import SwarmTotals
 
 SNMP = """\
 Ip: Forwarding DefaultTTL

@@ -22,7 +22,8 @@ from tracker import udp
 from tracker.announcer import Announcer
 from tracker.blocks import BlockList
 from tracker.policy import Policy
-from tracker.swarms import Limits, Swarms
+from tracker.swarms import Limits
+from tracker.swarmstore import MemorySwarms
 from tracker.udp import UdpResponder, UdpServer, UdpSockets, load_key
 from tracker.wire_http import MAX_SCRAPE
 from tracker.wire_udp import ConnectionIds
@@ -76,13 +77,13 @@ class Client:
 
 
 @pytest.fixture(name="swarms")
-def swarms_fixture() -> Swarms:
+def swarms_fixture() -> MemorySwarms:
     """Empty swarms."""
-    return Swarms(Limits(address_ports=1000), keep_downloads=True)
+    return MemorySwarms(Limits(address_ports=1000), keep_downloads=True)
 
 
 @pytest.fixture(name="announcer")
-def announcer_fixture(swarms: Swarms) -> Announcer:
+def announcer_fixture(swarms: MemorySwarms) -> Announcer:
     """A closed tracker with one infohash."""
     policy = Policy(interval=1000, leecher_interval=100, numwant=50, max_numwant=1000)
     rng = Random(1)  # noqa: S311 - the same at each run
@@ -196,41 +197,41 @@ def test_longer_announces(client: Client, more: bytes) -> None:
     assert client.announce(2, more=more)[12:] == FOUR + b"\0\1"
 
 
-def test_scrape(client: Client, swarms: Swarms) -> None:
+def test_scrape(client: Client, swarms: MemorySwarms) -> None:
     """In the order that was asked for, repeated and unknown ones too; nothing changes."""
     client.announce(1, left=0)
     client.announce(2)
     assert client.scrape() == []
     assert client.scrape(UNLISTED, LISTED, LISTED) == [0, 0, 0, 1, 0, 1, 1, 0, 1]
     assert len(client.scrape(*[UNLISTED] * 80)) == MAX_SCRAPE * 3
-    assert len(swarms) == 1
+    assert swarms.totals().swarms == 1
 
 
-def test_unlisted_infohashes_cost_nothing(client: Client, swarms: Swarms) -> None:
+def test_unlisted_infohashes_cost_nothing(client: Client, swarms: MemorySwarms) -> None:
     """They are refused in words before anything is allocated."""
     packet = client.id + b"\0\0\0\1" + TRANSACTION + UNLISTED + b"p" * 60 + b"\0\1"
     assert (
         client.send(packet)
         == b"\0\0\0\3" + TRANSACTION + b"info_hash: is not in this tracker's index"
     )
-    assert len(swarms) == 0
+    assert swarms.totals().swarms == 0
 
 
-def test_port_zero(client: Client, swarms: Swarms) -> None:
+def test_port_zero(client: Client, swarms: MemorySwarms) -> None:
     """Nobody could connect to it; it isn't replaced by the port of the packet."""
     packet = client.id + b"\0\0\0\1" + TRANSACTION + LISTED + b"p" * 40 + bytes(22)
     reply = b"\0\0\0\3" + TRANSACTION + b"port: is not between 1 and 65535"
     assert client.send(packet) == reply
-    assert len(swarms) == 0
+    assert swarms.totals().swarms == 0
 
 
 @pytest.mark.parametrize("size", range(99))
-def test_announces_that_are_cut_off(client: Client, swarms: Swarms, size: int) -> None:
+def test_announces_that_are_cut_off(client: Client, swarms: MemorySwarms, size: int) -> None:
     """Silence for each length but the whole one."""
     packet = client.id + b"\0\0\0\1" + TRANSACTION + LISTED + b"p" * 60 + b"\0\1"
     assert len(packet) == 98
     assert (client.send(packet[:size]) is not None) == (size == 98)
-    assert len(swarms) == (size == 98)
+    assert swarms.totals().swarms == (size == 98)
 
 
 @pytest.mark.parametrize("size", range(17))
@@ -258,7 +259,7 @@ def test_unknown_actions(client: Client, action: int) -> None:
 )
 def test_unproven(
     responder: UdpResponder,
-    swarms: Swarms,
+    swarms: MemorySwarms,
     action: int,
     connection_id: bytes,
     address: bytes,
@@ -267,7 +268,7 @@ def test_unproven(
     """Silence for who may be somebody else."""
     packet = connection_id + action.to_bytes(4) + TRANSACTION + LISTED + b"p" * 60 + b"\0\1"
     assert responder.respond(packet, address, NOW + later) is None
-    assert len(swarms) == 0
+    assert swarms.totals().swarms == 0
 
 
 _actions = st.sampled_from([bytes(3) + bytes([action]) for action in range(5)])
@@ -283,24 +284,24 @@ _headers = st.one_of(st.just(CONNECT[:8]), st.binary(max_size=8))
 )
 def test_any_datagram(packet: bytes, address: bytes) -> None:
     """Nothing raises, and nobody unproven gets more than it sent or leaves a trace."""
-    swarms = Swarms(Limits(), keep_downloads=True)
+    swarms = MemorySwarms(Limits(), keep_downloads=True)
     announcer = Announcer(Policy(), swarms, lambda _: True, Random(1))  # noqa: S311
     reply = UdpResponder(announcer, IDS).respond(packet, address, NOW)
     assert reply is None or (len(reply) <= len(packet) and packet.startswith(CONNECT[:12]))
-    assert len(swarms) == 0
+    assert swarms.totals().swarms == 0
 
 
 @given(_actions, st.binary(max_size=1600), st.sampled_from([FOUR, SIX]))
 def test_any_datagram_of_who_is_proven(action: bytes, rest: bytes, address: bytes) -> None:
     """Nothing raises, and every reply fits into a packet and repeats the transaction."""
-    swarms = Swarms(Limits(), keep_downloads=True)
+    swarms = MemorySwarms(Limits(), keep_downloads=True)
     announcer = Announcer(Policy(), swarms, lambda _: True, Random(1))  # noqa: S311
     packet = IDS.issue(address, NOW) + action + rest
     reply = UdpResponder(announcer, IDS).respond(packet, address, NOW)
     assert reply is None or (len(reply) <= 1452 and reply[4:8] == rest[:4])
 
 
-def test_blocked_infohashes(client: Client, announcer: Announcer, swarms: Swarms) -> None:
+def test_blocked_infohashes(client: Client, announcer: Announcer, swarms: MemorySwarms) -> None:
     """What the operator blocks is refused in words, and has zeros."""
     client.announce(1)
     announcer.blocks = BlockList(info_hashes={LISTED})
@@ -308,18 +309,18 @@ def test_blocked_infohashes(client: Client, announcer: Announcer, swarms: Swarms
     refusal = b"info_hash: is blocked by this tracker's operator"
     assert client.send(packet) == b"\0\0\0\3" + TRANSACTION + refusal
     assert client.scrape(LISTED) == [0, 0, 0]
-    assert swarms.peers == 1
+    assert sum(swarms.totals()[1:]) == 1
 
 
 def test_blocked_addresses(
-    client: Client, responder: UdpResponder, announcer: Announcer, swarms: Swarms
+    client: Client, responder: UdpResponder, announcer: Announcer, swarms: MemorySwarms
 ) -> None:
     """They get nothing at all, not even a connection id; others do."""
     announcer.blocks = BlockList(networks=[ip_network("192.0.2.0/24")])
     assert client.send(CONNECT) is None
     assert client.send(client.id + b"\0\0\0\1" + TRANSACTION + LISTED + b"p" * 62) is None
     assert client.send(client.id + b"\0\0\0\2" + TRANSACTION + LISTED) is None
-    assert len(swarms) == 0
+    assert swarms.totals().swarms == 0
     assert Client(responder, SIX).send(CONNECT) is not None
     responder.count(0.25)
     assert announcer.metrics.requests.values() == {
