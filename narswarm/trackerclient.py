@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A tracker's index, asked and told: which torrents carry a NAR, and who has them.
+"""A tracker's index, asked and told: which torrents carry a NAR, and who has or could make them.
 
 Every answer is advice from a stranger. It is taken apart strictly, so that what comes out are
 numbers within bounds, infohashes of their length, and peers that are literal addresses with ports:
@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from narswarm import base32, bencoding, metainfo, narinfo
-from narswarm.errors import InvalidInputError, NetworkError
+from narswarm.errors import InvalidInputError, NetworkError, NotFoundError
 from narswarm.httpclient import Response
 from narswarm.payload import Kind, file_name
 
@@ -34,6 +35,15 @@ MAX_PEERS: Final = 50
 MAX_ANSWER: Final = 256 * 1024
 """Bytes of an answer in JSON."""
 
+LONGEST_WAIT: Final = 50
+"""Seconds for which a tracker may be asked to wait until something is wanted."""
+
+_ANSWER_SECONDS: Final = 10
+"""What a long poll may take beyond its wait."""
+
+_MAX_RETRY: Final = 3600
+_MAX_WANTED: Final = 1000
+_MAX_CURSOR: Final = 2**53
 _MAX_COUNT: Final = 2**31
 _HEX: Final = re.compile(r"[0-9a-f]+")
 _PEER: Final = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})")
@@ -76,15 +86,51 @@ class IndexedTorrent(NamedTuple):
 
 
 class IndexEntry(NamedTuple):
-    """What a tracker knows of a NAR, the best torrent first."""
+    """What a tracker knows of a NAR.
+
+    Attributes:
+        nar_hash: SHA-256 of the NAR, 32 bytes.
+        nar_size: bytes of the NAR, or None where there is no torrent yet.
+        torrents: the best first; none when it would have to be made first.
+        holders: how many seeders say that they could serve it.
+    """
 
     nar_hash: bytes
-    nar_size: int
+    nar_size: int | None
     torrents: tuple[IndexedTorrent, ...]
+    holders: int = 0
+
+
+class HoldingsReply(NamedTuple):
+    """What a tracker made of a list of holdings.
+
+    Attributes:
+        generation: which list it has now.
+        held: how many items that is.
+        lease: seconds after which it forgets them, unless they are refreshed.
+    """
+
+    generation: int
+    held: int
+    lease: int
+
+
+class WantedNar(NamedTuple):
+    """A NAR that somebody asked for: its SHA-256, 32 bytes, and how often."""
+
+    nar_hash: bytes
+    requests: int
+
+
+class WantedReply(NamedTuple):
+    """What is wanted, the oldest first, and the cursor to ask with the next time."""
+
+    cursor: int
+    wanted: tuple[WantedNar, ...]
 
 
 class RefusedError(NetworkError):
-    """A tracker did not take a publication, and won't take it if it is sent again.
+    """A tracker did not take what it was sent, and won't take it if it is sent again.
 
     Attributes:
         status: its HTTP status.
@@ -93,6 +139,42 @@ class RefusedError(NetworkError):
     def __init__(self, url: str, reason: str, status: int) -> None:
         super().__init__(url, reason)
         self.status = status
+
+
+class StaleHoldingsError(RefusedError):
+    """A tracker has another list of holdings than a change was made for.
+
+    Attributes:
+        generation: of the list that it has, 0 for none.
+    """
+
+    def __init__(self, url: str, reason: str, generation: int) -> None:
+        super().__init__(url, reason, HTTPStatus.CONFLICT)
+        self.generation = generation
+
+
+class LaterError(NetworkError):
+    """A tracker wants to be asked again later.
+
+    Attributes:
+        retry_after: seconds.
+    """
+
+    def __init__(self, url: str, reason: str, retry_after: int) -> None:
+        super().__init__(url, reason)
+        self.retry_after = retry_after
+
+
+class PreparingError(NotFoundError):
+    """There is no torrent yet; who could make it has been told.
+
+    Attributes:
+        retry_after: seconds.
+    """
+
+    def __init__(self, url: str, retry_after: int) -> None:
+        super().__init__(url, "is being prepared")
+        self.retry_after = retry_after
 
 
 class Client(Protocol):
@@ -136,26 +218,36 @@ class TrackerIndex:
         return f"{self._base}/v1/narinfo"
 
     def lookup(self, nar_hash: bytes) -> IndexEntry | None:
-        """Ask which torrents carry a NAR of which the SHA-256 is given; nothing if none is known.
+        """Ask which torrents carry a NAR of which the SHA-256 is given.
+
+        Nothing is known if there is no torrent and nobody who could make one. To ask doesn't
+        have one made.
 
         Raises:
             NetworkError: the tracker can't be reached, or its answer isn't one.
         """
         url = self._url(nar_hash)
-        response = self._get(url, MAX_ANSWER)
+        response = self._get(url, MAX_ANSWER, HTTPStatus.OK, HTTPStatus.ACCEPTED)
         return None if response is None else parse_entry(response.body, nar_hash, url)
 
     def torrent(self, nar_hash: bytes, infohash_v2: bytes | None = None) -> bytes | None:
         """Ask for a torrent of a NAR, the best or a certain one; nothing if it isn't known.
 
-        The bytes are as the tracker sent them: `narswarm.metainfo.decode` checks them.
+        The bytes are as the tracker sent them: `narswarm.metainfo.decode` checks them. Where
+        nobody seeds the torrent, or there is none, this tells who could.
 
         Raises:
+            PreparingError: there is none yet, but somebody can make it; ask again.
             NetworkError: the tracker can't be reached, or its answer isn't one.
         """
         choice = f"?infohash={infohash_v2.hex()}" if infohash_v2 else ""
-        response = self._get(f"{self._url(nar_hash)}.torrent{choice}", metainfo.MAX_BYTES)
-        return None if response is None else response.body
+        url = f"{self._url(nar_hash)}.torrent{choice}"
+        response = self._get(url, metainfo.MAX_BYTES, HTTPStatus.OK, HTTPStatus.ACCEPTED)
+        if response is None:
+            return None
+        if response.status == HTTPStatus.ACCEPTED:
+            raise PreparingError(url, _retry_after(response))
+        return response.body
 
     def publish(
         self, key: PublisherKey, nar_hash: bytes, torrent: bytes, raw_narinfo: bytes, now: float
@@ -177,30 +269,112 @@ class TrackerIndex:
             RefusedError: the tracker doesn't want it.
             NetworkError: the tracker can't be reached, or is in trouble.
         """
-        from narswarm import httpsig  # noqa: PLC0415 - most users only ask; it is 10 ms
-
         url = self._url(nar_hash)
         body = bencoding.encode({b"narinfo": raw_narinfo, b"torrent": torrent})
-        headers = httpsig.sign_request(key, "PUT", urlsplit(url).path, body, now)
-        headers["Content-Type"] = "application/x-bencode"
-        response = self._client.request(
-            "PUT", url, headers=headers, body=body, max_bytes=MAX_ANSWER, timeout=self._timeout
-        )
+        response = self._signed(key, "PUT", url, body, now, self._timeout)
         if response.status in {HTTPStatus.OK, HTTPStatus.CREATED}:
             return response.status == HTTPStatus.CREATED
-        reason = f"answers {response.status}: {_reason(response.body)}"
-        if HTTPStatus.BAD_REQUEST <= response.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise RefusedError(url, reason, response.status)
-        raise NetworkError(url, reason)
+        raise _refusal(url, response)
+
+    def holdings(
+        self,
+        key: PublisherKey,
+        *,
+        base: int,
+        generation: int,
+        added: bytes,
+        removed: bytes,
+        port: int,
+        now: float,
+    ) -> HoldingsReply:
+        """Say which NARs could be served, all of them or what changed.
+
+        The tracker forgets them after the lease: send a change, or none (`base` equal to
+        `generation`, nothing added or removed), when half of it is over.
+
+        Args:
+            key: whose holdings they are; one list for each key.
+            base: the generation that the change applies to; 0 for a complete list.
+            generation: what it makes, above 0 and not less than `base`.
+            added: hashes as `pack_hashes` makes them.
+            removed: the same.
+            port: where this seeder listens for peers.
+            now: seconds since the epoch.
+
+        Raises:
+            StaleHoldingsError: the tracker has another list than `base`; send all.
+            LaterError: it doesn't want a list so soon after another, or is busy.
+            RefusedError: it doesn't want them.
+            NetworkError: it can't be reached, or is in trouble.
+        """
+        url = f"{self._base}/v1/holdings"
+        body = bencoding.encode(
+            {
+                b"added": added,
+                b"base": base,
+                b"generation": generation,
+                b"port": port,
+                b"removed": removed,
+            }
+        )
+        response = self._signed(key, "POST", url, body, now, self._timeout)
+        if response.status != HTTPStatus.OK:
+            raise _refusal(url, response)
+        return parse_holdings(response.body, url)
+
+    def wanted(self, key: PublisherKey, since: int, wait: int, now: float) -> WantedReply:
+        """Ask what somebody wants of what a key holds, and wait for it.
+
+        The answer comes as soon as there is something new. A tracker keeps one such request for
+        a key: a second one ends the first with an empty answer. The client must be one that waits
+        for bytes for longer than `wait`.
+
+        Args:
+            key: whose holdings they are.
+            since: the cursor of the last reply, or 0.
+            wait: seconds for which to wait, at most `LONGEST_WAIT`.
+            now: seconds since the epoch.
+
+        Raises:
+            StaleHoldingsError: the tracker has no list of this key: send one.
+            LaterError: it is busy.
+            RefusedError: it doesn't want to say.
+            NetworkError: it can't be reached, is in trouble, or its answer isn't one.
+        """
+        url = f"{self._base}/v1/wanted"
+        asked = f"{url}?since={since}&wait={wait}"
+        response = self._signed(key, "GET", asked, None, now, wait + _ANSWER_SECONDS)
+        if response.status != HTTPStatus.OK:
+            raise _refusal(url, response)
+        return parse_wanted(response.body, url)
+
+    def _signed(
+        self,
+        key: PublisherKey,
+        method: str,
+        url: str,
+        body: bytes | None,
+        now: float,
+        timeout: float | None,
+    ) -> Response:
+        """Make a request that says who makes it."""
+        from narswarm import httpsig  # noqa: PLC0415 - most users only ask; it is 10 ms
+
+        headers = httpsig.sign_request(key, method, urlsplit(url).path, body or b"", now)
+        if body is not None:
+            headers["Content-Type"] = "application/x-bencode"
+        return self._client.request(
+            method, url, headers=headers, body=body, max_bytes=MAX_ANSWER, timeout=timeout
+        )
 
     def _url(self, nar_hash: bytes) -> str:
         return f"{self._base}/v1/nar/{base32.encode(nar_hash)}"
 
-    def _get(self, url: str, max_bytes: int) -> Response | None:
+    def _get(self, url: str, max_bytes: int, *statuses: HTTPStatus) -> Response | None:
         response = self._client.request("GET", url, max_bytes=max_bytes, timeout=self._timeout)
         if response.status == HTTPStatus.NOT_FOUND:
             return None
-        if response.status != HTTPStatus.OK:
+        if response.status not in statuses:
             raise NetworkError(url, f"answers {response.status}: {_reason(response.body)}")
         return response
 
@@ -219,25 +393,106 @@ def parse_entry(body: bytes, nar_hash: bytes, source: str) -> IndexEntry:
     Raises:
         NetworkError: it isn't an answer to that.
     """
-    try:
+    with _reading(source):
         answer = json.loads(body)
-    except (ValueError, RecursionError):
-        raise NetworkError(source, "answers something that is not JSON") from None
-    try:
         _require(answer["nar_hash"] == base32.format_hash(nar_hash), "nar_hash")
-        nar_size = _integer(answer, "nar_size", narinfo.MAX_NAR_SIZE)
         torrents = answer["torrents"]
         _require(isinstance(torrents, list), "torrents")
         known = [torrent for torrent in torrents[:MAX_TORRENTS] if torrent["kind"] in _KINDS]
+        if answer["nar_size"] is None:
+            _require(not torrents, "nar_size")
+            nar_size = None
+        else:
+            nar_size = _integer(answer, "nar_size", narinfo.MAX_NAR_SIZE)
         return IndexEntry(
-            nar_hash, nar_size, tuple(_torrent(torrent, nar_hash) for torrent in known)
+            nar_hash,
+            nar_size,
+            tuple(_torrent(torrent, nar_hash) for torrent in known),
+            _integer({"holders": 0, **answer}, "holders", _MAX_COUNT),
         )
+
+
+def parse_holdings(body: bytes, source: str) -> HoldingsReply:
+    """Read an answer about holdings.
+
+    Raises:
+        NetworkError: it isn't one.
+    """
+    with _reading(source):
+        answer = json.loads(body)
+        lease = _integer(answer, "lease", _MAX_COUNT)
+        _require(lease > 0, "lease")
+        return HoldingsReply(
+            _integer(answer, "generation", _MAX_CURSOR), _integer(answer, "held", _MAX_COUNT), lease
+        )
+
+
+def parse_wanted(body: bytes, source: str) -> WantedReply:
+    """Read an answer about what is wanted; no more than what an answer may hold.
+
+    Raises:
+        NetworkError: it isn't one.
+    """
+    with _reading(source):
+        answer = json.loads(body)
+        wanted = answer["wanted"]
+        _require(isinstance(wanted, list) and len(wanted) <= _MAX_WANTED, "wanted")
+        return WantedReply(
+            _integer(answer, "cursor", _MAX_CURSOR), tuple(_wanted(entry) for entry in wanted)
+        )
+
+
+def pack_hashes(hashes: Iterable[bytes]) -> bytes:
+    """Write NAR hashes of 32 bytes as holdings are sent: in order, each once, without gaps."""
+    return b"".join(sorted(set(hashes)))
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """Say of whatever isn't an answer what is wrong with it."""
+    try:
+        yield
     except KeyError as error:
         raise NetworkError(source, f"answers without {error.args[0]}") from None
-    except (TypeError, AttributeError):
-        raise NetworkError(source, "answers with another structure than an index") from None
     except InvalidInputError as error:
         raise NetworkError(source, f"answers with an invalid {error.subject}") from None
+    except (ValueError, RecursionError):
+        raise NetworkError(source, "answers something that is not JSON") from None
+    except (TypeError, AttributeError):
+        raise NetworkError(source, "answers with another structure than an index") from None
+
+
+def _wanted(entry: dict[str, Any]) -> WantedNar:
+    text = entry["nar_hash"]
+    _require(isinstance(text, str), "nar_hash")
+    return WantedNar(base32.parse_hash(text), _integer(entry, "requests", _MAX_COUNT))
+
+
+def _refusal(url: str, response: Response) -> NetworkError:
+    """What a status other than success means."""
+    reason = f"answers {response.status}: {_reason(response.body)}"
+    match response.status:
+        case HTTPStatus.CONFLICT if (generation := _generation(response.body)) is not None:
+            return StaleHoldingsError(url, reason, generation)
+        case HTTPStatus.TOO_MANY_REQUESTS | HTTPStatus.SERVICE_UNAVAILABLE:
+            return LaterError(url, reason, _retry_after(response))
+        case status if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return RefusedError(url, reason, status)
+    return NetworkError(url, reason)
+
+
+def _generation(body: bytes) -> int | None:
+    """The generation in an error, if there is one."""
+    try:
+        return _integer(json.loads(body), "generation", _MAX_CURSOR)
+    except (ValueError, RecursionError, TypeError, KeyError, InvalidInputError):
+        return None
+
+
+def _retry_after(response: Response) -> int:
+    """Seconds to wait as a server says (RFC 9110, section 10.2.3), within reason."""
+    text = response.headers.get("retry-after", "")
+    return min(max(int(text), 1), _MAX_RETRY) if re.fullmatch(r"[0-9]{1,9}", text) else 2
 
 
 def _torrent(entry: dict[str, Any], nar_hash: bytes) -> IndexedTorrent:
