@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import urljoin
 
 from narswarm.errors import NetworkError
 from narswarm.httpwire import (
@@ -249,6 +248,8 @@ class HttpClient:
                     self._put(connection)
                 else:
                     connection.close()
+            from urllib.parse import urljoin  # noqa: PLC0415 -- few servers redirect
+
             following = split(urljoin(target.url, redirected))
             if target.scheme == "https" and following.scheme == "http":
                 raise NetworkError(target.name, "redirects from https to http")

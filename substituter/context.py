@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from narswarm import gcrypt, sexp
 from narswarm.acl import Acl
-from narswarm.candidates import Torrents
 from narswarm.errors import NarswarmError, NotFoundError, SettingsError
 from narswarm.httpclient import HttpClient
 from narswarm.narinfo import Narinfo
@@ -21,6 +20,9 @@ from substituter import options, report
 from substituter.settings import SubstituterSettings
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from narswarm.candidates import Torrents
     from narswarm.trackerclient import TrackerIndex
 
 _DISCOVERED = Path("/var/guix/discover/publish")
@@ -28,6 +30,9 @@ _MAX_DISCOVERED_FILE = 64 << 10
 _READ_TIMEOUT = 10.0
 _TRACKER_TIMEOUT = 10.0
 _WORKERS = 16
+_ANNOUNCE = re.compile(
+    r"https?://(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]/?#@:\s]+)(?::[0-9]{1,5})?/(?:[^?#\s]*/)?announce"
+)
 _NO_SIGNATURE: sexp.Sexp = [b"", [b"sig-val"], [b"data"], [b"public-key"]]
 
 
@@ -54,10 +59,11 @@ class Context:
         self.warn = warn
         self.options = options.parse(environ.get("_NIX_OPTIONS", ""), _discovered())
         self.client = HttpClient(_READ_TIMEOUT)
-        self.executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="lookup")
         self._cache = NarinfoCache(settings.state / "narinfo")
-        self.indexes = _indexes(self.client, settings.trackers)
-        self.torrents = Torrents(settings.state / "torrents", self.indexes)
+        self.trackers = [tracker_base(announce) for announce in settings.trackers]
+        self._making = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self._torrents: Torrents | None = None
         self._warned: set[str] = set()
         # Raises now, while guix can still take over, where there is no libgcrypt.
         gcrypt.verify(_NO_SIGNATURE)
@@ -66,9 +72,40 @@ class Context:
 
     def close(self) -> None:
         """Let go of threads and connections; a helper that is killed needs no such thing."""
-        self.torrents.close()
-        self.executor.shutdown(cancel_futures=True)
+        if self._torrents is not None:
+            self._torrents.close()
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
         self.client.close()
+
+    # What takes milliseconds to load, and isn't needed before the first answer.
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """Threads for small questions."""
+        with self._making:
+            if self._executor is None:
+                from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+                self._executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="lookup")
+            return self._executor
+
+    @property
+    def torrents(self) -> Torrents:
+        """What is known of torrents, here and by trackers."""
+        with self._making:
+            if self._torrents is None:
+                from narswarm.candidates import Torrents  # noqa: PLC0415
+
+                self._torrents = Torrents(self.settings.state / "torrents", self._indexes())
+            return self._torrents
+
+    def _indexes(self) -> list[TrackerIndex]:
+        if not self.trackers:
+            return []
+        from narswarm.trackerclient import TrackerIndex  # noqa: PLC0415
+
+        return [TrackerIndex(self.client, base, timeout=_TRACKER_TIMEOUT) for base in self.trackers]
 
     def reload_acl(self) -> None:
         """Read the ACL anew, as Guix does before each substitution.
@@ -82,7 +119,7 @@ class Context:
             acl = Acl.parse(text, self.settings.acl)
             self._acl = text
             self._servers = NarinfoLookup(self.client, self.options.urls, acl, self._cache)
-            mirrors = [index.narinfo_url for index in self.indexes]
+            mirrors = [f"{base}/v1/narinfo" for base in self.trackers]
             self._mirrors = NarinfoLookup(self.client, mirrors, acl, self._cache)
 
     def narinfos(self, paths: Iterable[str], timeout: float) -> dict[str, Narinfo]:
@@ -94,10 +131,10 @@ class Context:
         """
         wanted = list(paths)
         deadline = time.monotonic() + timeout
-        for_servers = timeout / 2 if self.indexes else timeout
+        for_servers = timeout / 2 if self.trackers else timeout
         found = self._servers.find(wanted, for_servers, self.warn_once)
         missing = [path for path in wanted if path not in found]
-        if missing and self.indexes:
+        if missing and self.trackers:
             left = max(0.0, deadline - time.monotonic())
             found |= self._mirrors.find(missing, left, self.warn_once)
         return found
@@ -130,13 +167,7 @@ def tracker_base(announce: str) -> str:
     Raises:
         SettingsError: it isn't an HTTP URL that ends in `/announce`.
     """
-    try:
-        parts = urlsplit(announce)
-        host = parts.hostname
-    except ValueError:
-        host = None
-    usable = host and parts.scheme in ("http", "https") and not parts.query and not parts.fragment
-    if not usable or not parts.path.endswith("/announce"):
+    if not _ANNOUNCE.fullmatch(announce):
         raise SettingsError(announce, "expected an announce URL such as http://HOST:PORT/announce")
     return announce.removesuffix("announce").rstrip("/")
 
@@ -158,12 +189,3 @@ def _read_acl(path: Path) -> bytes:
     except OSError as error:
         reason = error.strerror or str(error)
         raise NotFoundError(path, reason[0].lower() + reason[1:]) from error
-
-
-def _indexes(client: HttpClient, trackers: Sequence[str]) -> list[TrackerIndex]:
-    bases = [tracker_base(announce) for announce in trackers]
-    if not bases:
-        return []
-    from narswarm.trackerclient import TrackerIndex  # noqa: PLC0415 -- slow, and for some
-
-    return [TrackerIndex(client, base, timeout=_TRACKER_TIMEOUT) for base in bases]

@@ -17,8 +17,9 @@ from typing import BinaryIO
 from narswarm.errors import NarswarmError
 from narswarm.narinfo import Narinfo
 from narswarm.storepath import STORE
-from substituter import protocol, sources
+from substituter import protocol
 from substituter.context import Context
+from substituter.preference import by_preference
 
 _MAX_AHEAD = 10_000
 """Items that are looked up ahead in one session."""
@@ -69,7 +70,7 @@ class Query:
         deadline = time.monotonic() + self._context.settings.query_timeout
         found = self._context.narinfos(command.words, deadline - time.monotonic())
         # Whoever is told that an item is available doesn't build it, and fails without it.
-        unsure = [path for path in found if not sources.by_preference(found[path].sources)]
+        unsure = [path for path in found if not by_preference(found[path].sources)]
         somewhere = self._context.executor.map(
             lambda path: self._is_in_a_swarm(found[path], deadline), unsure
         )
@@ -158,7 +159,7 @@ class Ahead:
 
 def download_size(narinfo: Narinfo) -> int:
     """Bytes of the source that HTTP would use, 0 when the narinfo doesn't say."""
-    for source in sources.by_preference(narinfo.sources):
+    for source in by_preference(narinfo.sources):
         if source.file_size is not None:
             return source.file_size
     return 0

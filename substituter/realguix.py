@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,8 @@ def find(configured: Path | None, environ: Mapping[str, str]) -> str:
     Raises:
         NotFoundError: there is none but this program.
     """
+    import shutil  # noqa: PLC0415 -- not needed as long as guix isn't
+
     candidates = [str(configured)] if configured else []
     candidates += filter(None, [shutil.which("guix", path=environ.get("PATH"))])
     candidates += _USUAL
@@ -133,4 +134,6 @@ def substitute(guix: str, item: str, destination: str, environ: Mapping[str, str
 
 
 def _resolve(path: str) -> str:
+    import shutil  # noqa: PLC0415
+
     return os.path.realpath(shutil.which(path) or path)

@@ -18,9 +18,6 @@ from narswarm.swarm import Download, Progress, Swarm
 from substituter.nargate import exactly
 from substituter.report import Report
 
-_PREFERENCE = {"zstd": 0, "gzip": 1, "lzip": 2, "none": 3}
-"""Compressions in the order in which they usually restore fastest over the net."""
-
 
 class NarSource(Protocol):
     """Something that can deliver the NAR of an item."""
@@ -150,12 +147,6 @@ class HttpSource:
                 yield exactly(chunks, self._nar_size)
             else:
                 yield compression.decompress(chunks, kind, limit=self._nar_size, subject=url)
-
-
-def by_preference(sources: Sequence[narinfo.Source]) -> list[narinfo.Source]:
-    """Those that can be used, the best first; order within a kind is the server's."""
-    usable = [source for source in sources if source.compression in _PREFERENCE]
-    return sorted(usable, key=lambda source: _PREFERENCE[source.compression])
 
 
 def _done(download: Download) -> int:

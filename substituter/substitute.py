@@ -19,9 +19,10 @@ from narswarm.storepath import STORE
 from substituter import protocol, realguix
 from substituter.context import Context
 from substituter.nargate import Gate, WrongNarError
+from substituter.preference import by_preference
 from substituter.report import Report
 from substituter.session import Session
-from substituter.sources import HttpSource, NarSource, Patience, SwarmSource, by_preference
+from substituter.sources import HttpSource, NarSource, Patience, SwarmSource
 
 _NARINFO_TIMEOUT = 30.0
 
@@ -72,7 +73,7 @@ class Substitute:
             self._context.warn(f"{command.verb}: unknown command")
             return protocol.NOT_FOUND
         path, destination = command.words
-        if self._context.indexes:
+        if self._context.trackers:
             self._session.start()
         options = self._context.options
         name = path.rpartition("/")[2]

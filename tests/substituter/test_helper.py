@@ -143,7 +143,11 @@ def test_a_missing_acl_leads_to_the_guix_of_the_settings(
 
 @pytest.mark.parametrize(
     ("module", "mode"),
-    [("narswarm.acl", "--query"), ("zstandard", "--query"), ("narswarm.restore", "--substitute")],
+    [
+        ("narswarm.acl", "--query"),
+        ("zstandard", "--substitute"),
+        ("narswarm.restore", "--substitute"),
+    ],
 )
 def test_a_damaged_installation_leads_to_guix(
     environ: Environ, settings: SubstituterSettings, tmp_path: Path, module: str, mode: str

@@ -22,7 +22,7 @@ from narswarm.payload import Kind, file_name
 from narswarm.swarm import Progress, Swarm, SwarmStalledError
 from narswarm.swarm_settings import SwarmSettings
 from substituter.report import Report
-from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource, by_preference
+from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource
 from tests.substituter.conftest import Item, Site, torrent_of
 
 Make = Callable[..., Item]
@@ -90,13 +90,6 @@ def test_a_swarm_that_drips_is_given_up(done: int, elapsed: float, gives_up: boo
     """A peer that sends a byte now and then, or wrong bytes, doesn't hold an item for ever."""
     seen = progress(idle=0.1, received=10**8, done=done)
     assert Patience(2.0, 5.0)(seen, elapsed) is gives_up
-
-
-def test_compressions_that_are_not_known_are_left_out() -> None:
-    """What can be used is sorted by how fast it restores; within a kind, as the server has it."""
-    kinds = ("xz", "none", "gzip", "br", "lzip", "zstd", "gzip", "")
-    sources = [narinfo.Source(f"http://h/{n}", kind) for n, kind in enumerate(kinds)]
-    assert [source.url[-1] for source in by_preference(sources)] == ["5", "2", "6", "4", "1"]
 
 
 def fetch(
