@@ -191,8 +191,8 @@ class ControlServer:
     ) -> None:
         self._path = directory / name
         self._path.unlink(missing_ok=True)
-        with short(directory) as near:
-            self._server = _Server(str(near / name), operations, streams or {}, permitted, mode)
+        with near(directory) as place:
+            self._server = _Server(str(place / name), operations, streams or {}, permitted, mode)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), name="control", daemon=True
         )
@@ -326,8 +326,8 @@ class Control:
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(timeout)
-            with short(directory) as near:
-                self._socket.connect(str(near / name))
+            with near(directory) as place:
+                self._socket.connect(str(place / name))
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             self._socket.close()
             raise NotFoundError(directory, f"no {program} runs with this directory") from None
@@ -368,7 +368,7 @@ class Control:
 
 
 @contextmanager
-def short(directory: Path) -> Iterator[Path]:
+def near(directory: Path) -> Iterator[Path]:
     """Another name of a directory: the address of a Unix socket has 107 bytes at most."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
