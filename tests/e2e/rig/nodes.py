@@ -185,11 +185,9 @@ class Node:
             )
         _expect_ready(self._unshare, directory / "log" / "init.log")
         self.pid = wait_for(f"node {name}", lambda: _only_child(self._unshare.pid))
-        link = f"v{address.rpartition('.')[2]}"
+        link = _port(self)
         _ip(hub, f"link add {link} type veth peer name eth0 netns {self.pid}")
-        _ip(hub, f"link set {link} master br0 up")
-        _ip(self.pid, f"addr add {address}/24 dev eth0")
-        _ip(self.pid, "link set eth0 up")
+        _plug(hub, link, self)
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -380,6 +378,19 @@ class Cluster:
             each.write("/etc/hosts", "\n".join(hosts) + "\n")
         return node
 
+    @property
+    def hub(self) -> int:
+        """The process whose network namespace has the bridge."""
+        return self._hub.pid
+
+    def unplug(self, node: Node) -> None:
+        """Take a node's wire away, with its device `eth0`."""
+        _ip(self.hub, f"link del {_port(node)}")
+
+    def plug(self, node: Node, port: str) -> None:
+        """Connect a node whose `eth0` somebody else made, with `port` as its other end."""
+        _plug(self.hub, port, node)
+
     def remove(self, node: Node) -> None:
         """End a node and delete its files."""
         del self.nodes[node.name]
@@ -436,6 +447,17 @@ def _expect_ready(process: subprocess.Popen[bytes], log: Path | None) -> None:
         process.kill()
         text = log.read_text(errors="replace") if log else ""
         raise RigError(f"this machine can't make namespaces: {text.strip()}")
+
+
+def _plug(hub: int, port: str, node: Node) -> None:
+    """Bring up a node's `eth0`, of which `port` in the hub's namespace is the other end."""
+    _ip(hub, f"link set {port} master br0 up")
+    _ip(node.pid, f"addr add {node.address}/24 dev eth0")
+    _ip(node.pid, "link set eth0 up")
+
+
+def _port(node: Node) -> str:
+    return f"v{node.address.rpartition('.')[2]}"
 
 
 def _ip(pid: int, words: str) -> None:
