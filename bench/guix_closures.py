@@ -41,7 +41,7 @@ from tests.e2e.rig.rootfs import cache_directory, rootfs
 from tests.e2e.rig.site import Fetcher, Site
 
 HERE = Path(__file__).resolve().parent
-CLOSURES = {"small": (200, 50_000_000), "large": (20, 1_000_000_000)}
+CLOSURES = {"small": (200, 50_000_000), "large": (20, 1_000_000_000), "crowd": (20, 100_000_000)}
 WIRES = [Wire(mbit, rtt) for mbit in (20, 200) for rtt in (1, 50)]
 SEEDERS = ("warm", "cold", "empty")
 LIMIT = 1800.0
@@ -102,8 +102,6 @@ class Bench:
             found = node.run("guix", "gc", "-R", top).stdout.split()
             self.items[name] = sorted(found)
         self._publish()
-        self.ours = Fetcher(self.site, "Ours")
-        self.theirs = Fetcher(self.site, "Guix", program="guix")
 
     def _publish(self) -> None:
         """Serve everything compressed beforehand."""
@@ -150,12 +148,16 @@ class Bench:
             return bool(answer["holders"])
         return any(torrent["seeders"] for torrent in answer["torrents"])
 
+    def clean(self, fetcher: Fetcher, name: str) -> None:
+        """Have a node know and have nothing."""
+        if fetcher.exists(name):
+            fetcher.node.run("guix", "gc", "-D", *self.items[name], timeout=300)
+        fetcher.node.run("rm", "-rf", "/var/guix/substitute", "/var/guix/narswarm")
+
     def once(self, fetcher: Fetcher, name: str) -> float:
         """Seconds of one cold substitution of a closure."""
         node = fetcher.node
-        if fetcher.exists(name):
-            node.run("guix", "gc", "-D", *self.items[name], timeout=300)
-        node.run("rm", "-rf", "/var/guix/substitute", "/var/guix/narswarm")
+        self.clean(fetcher, name)
         with redirect_stdout(io.StringIO()):
             start = time.perf_counter()
             fetcher.build(name, timeout=LIMIT)
@@ -164,23 +166,23 @@ class Bench:
             raise SystemExit(f"{node.name} did not get {name}")
         return seconds
 
-    def measure(self, cell: Cell, rounds: int) -> None:
-        """Measure a cell and print its line."""
-        self.links.put(self.ours.node, cell.wire)
-        self.links.put(self.theirs.node, cell.wire)
+    def measure(self, cell: Cell, rounds: int, one: Fetcher, other: Fetcher) -> None:
+        """Measure a cell with our node and the other's, and print its line."""
+        self.links.put(one.node, cell.wire)
+        self.links.put(other.node, cell.wire)
         ours, theirs = [], []
-        before = self.ours.http_bytes()
+        before = one.http_bytes()
         for _ in range(rounds):
             if cell.seeder == "cold":
                 self.prepare(cell.seeder)  # what was fetched is warm afterwards
-            ours.append(self.once(self.ours, cell.closure))
-            theirs.append(self.once(self.theirs, cell.closure))
-        over_http = (self.ours.http_bytes() - before) / rounds / 1e6
-        one, other = statistics.median(ours), statistics.median(theirs)
+            ours.append(self.once(one, cell.closure))
+            theirs.append(self.once(other, cell.closure))
+        over_http = (one.http_bytes() - before) / rounds / 1e6
+        median, beside = statistics.median(ours), statistics.median(theirs)
         link = f"{cell.wire.mbit:g} Mbit/s, {cell.wire.rtt:g} ms"
         print(
-            f"{cell.closure:<8}{link:<20}{cell.seeder:<8}{one:>9.1f}{other:>9.1f}"
-            f"{one / other:>8.2f}{over_http:>10.1f}",
+            f"{cell.closure:<8}{link:<20}{cell.seeder:<8}{median:>9.1f}{beside:>9.1f}"
+            f"{median / beside:>8.2f}{over_http:>10.1f}",
             flush=True,
         )
 
@@ -191,9 +193,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("cells", nargs="*", type=Cell.parse, metavar="CELL")
     words = parser.parse_args()
-    cells = words.cells or [Cell(*each) for each in product(CLOSURES, WIRES, SEEDERS)]
+    cells = words.cells or [Cell(*each) for each in product(("small", "large"), WIRES, SEEDERS)]
     with Cluster(rootfs(cache_directory()), cache_directory()) as cluster:
         bench = Bench(cluster, {cell.closure for cell in cells})
+        nodes = Fetcher(bench.site, "Ours"), Fetcher(bench.site, "Guix", program="guix")
         heads = f"{'ours':>9}{'guix':>9}{'ratio':>8}{'HTTP MB':>10}"
         print(f"{'closure':<8}{'link':<20}{'seeder':<8}{heads}   (seconds)", flush=True)
         with bench.links:
@@ -202,7 +205,7 @@ def main() -> None:
                 if todo and seeder != "cold":
                     bench.prepare(seeder)
                 for cell in todo:
-                    bench.measure(cell, words.rounds)
+                    bench.measure(cell, words.rounds, *nodes)
 
 
 if __name__ == "__main__":
