@@ -30,6 +30,7 @@ from narswarm.httpclient import HttpClient
 from narswarm.httpsig import PublisherKey
 from narswarm.narinfos import NarinfoCache, NarinfoLookup
 from narswarm.payload import check_codec
+from narswarm.sdnotify import Notifier
 from narswarm.swarm import Swarm
 from narswarm.trackerclient import TrackerIndex
 from seeder.control import MODE
@@ -71,6 +72,7 @@ class Seeder:
         self._idle = threading.Condition()
         self._codec = ""
         self._troubles: dict[str, str] = {}
+        self._notifier = Notifier.of_process()
 
     def run(self, ready: Callable[[int, int], None]) -> bool:
         """Seed until STOP is set.
@@ -110,7 +112,10 @@ class Seeder:
             stack.callback(control.close)
             scheduler = self._schedule()
             ready(len(self._offering), self._port)
-            self._stop.wait()
+            self._notifier.ready(f"{len(self._offering)} items, port {self._port}")
+            while not self._stop.wait(self._notifier.interval):
+                self._live()
+            self._notifier.stopping()
             scheduler.shutdown(wait=False)
             with self._idle:
                 ended = self._idle.wait_for(lambda: not self._running, PATIENCE)
@@ -171,6 +176,13 @@ class Seeder:
         self._presence = Presence(
             self._state, indexes, announce=self._reannouncer.announce_all, clock=time.time
         )
+
+    def _live(self) -> None:
+        """Give systemd a sign of life if the session gives one; else it starts another seeder."""
+        with suppress(NarswarmError):
+            peers = self._swarm.counters()["peers"]
+            self._notifier.alive()
+            self._notifier.status(f"{len(self._offering)} items, {peers} peers")
 
     # Jobs
 

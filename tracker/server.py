@@ -27,6 +27,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.workers.gthread import ThreadWorker
 
 from narswarm.errors import BusyError, SettingsError
+from narswarm.sdnotify import Notifier
 from tracker.aclfile import AclFile
 from tracker.admin import Admin
 from tracker.announcer import Announcer
@@ -168,6 +169,9 @@ class _OneWorkerArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 class DeadlineWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """A worker whose threads can't be held for ever by clients that send, or read, slowly."""
 
+    notifier = Notifier({}, 0)
+    """Tells systemd of this worker; as the class has it, nobody."""
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._deadlines: dict[Any, float] = {}
@@ -188,6 +192,7 @@ class DeadlineWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
     def notify(self) -> None:
         """Say that the worker lives, once a second, and end what took too long."""
         super().notify()
+        self.notifier.alive()
         now = time.monotonic()
         for conn, deadline in list(self._deadlines.items()):
             if deadline < now:
@@ -212,6 +217,8 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self._admin: Admin | None = None
         self._sockets = sockets
         self._udp_sockets = udp_sockets
+        # Taken before gunicorn could say that it is ready when its worker isn't.
+        self._notifier = Notifier.of_process()
         super().__init__()
 
     def load_config(self) -> None:
@@ -280,7 +287,9 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """Serve until a signal comes."""
         _OneWorkerArbiter(self).run()
 
-    def _announce_ready(self, worker: ThreadWorker) -> None:
+    def _announce_ready(self, worker: DeadlineWorker) -> None:
+        worker.notifier = self._notifier
+        self._notifier.ready("serving")
         if worker.age == 1:  # and not one that replaces a worker that crashed
             for listener in self._sockets:
                 sys.stdout.write(f"tracker: listening on {_url(listener)}\n")
