@@ -3,11 +3,13 @@
 
 The reader doesn't read the file: when a piece is on disk depends on libtorrent's storage, and
 `read_piece` answers on all of them. Pieces come in order ("sequential download"), a few are asked
-for ahead of the reader, and so memory stays the same for 10 MiB and for 10 GiB.
+for ahead of the reader, and so memory stays the same for 10 MiB and for 10 GiB. Whoever gives the
+file itself to somebody else (`follow`) has libtorrent write what is verified before it says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass
@@ -90,6 +92,10 @@ class Download:
         self._have: set[int] = set()
         self._asked: set[int] = set()
         self._read: dict[int, bytes] = {}
+        self._prefix = 0
+        self._flushing: int | None = None
+        self._stored = 0
+        self._follower: Callable[[], None] | None = None
         self._failure: str | None = None
         self._received = 0
         self._last_byte = clock()
@@ -106,7 +112,17 @@ class Download:
         """These pieces are verified."""
         with self._changed:
             self._have |= pieces
+            while self._prefix in self._have:
+                self._prefix += 1
             self._changed.notify_all()
+        self._tell()
+
+    def flushed(self) -> None:
+        """What was verified when `flush` was called is in the file."""
+        with self._changed:
+            if self._flushing is not None:
+                self._stored, self._flushing = self._flushing, None
+        self._tell()
 
     def deliver(self, piece: int, data: bytes) -> None:
         """The bytes of a piece that was asked for."""
@@ -121,6 +137,61 @@ class Download:
             if self._failure is None:
                 self._failure = reason
             self._changed.notify_all()
+        self._tell()
+
+    def _tell(self) -> None:
+        follower = self._follower
+        if follower is not None:
+            follower()
+
+    # Those who read the file
+
+    def follow(self, follower: Callable[[], None]) -> None:
+        """Have a function called when `verified`, `stored` or `failure` may have changed.
+
+        It is called by the thread that reads libtorrent's alerts, and must not wait.
+        """
+        self._follower = follower
+
+    @property
+    def failure(self) -> str | None:
+        """Why no more bytes will come, if that is so."""
+        return self._failure
+
+    @property
+    def verified(self) -> int:
+        """Bytes from the beginning that have the torrent's hashes."""
+        return min(self._prefix * self.piece_length, self.length)
+
+    @property
+    def stored(self) -> int:
+        """Bytes from the beginning that can be read from the file, as far as `flush` saw to it."""
+        return min(self._stored * self.piece_length, self.length)
+
+    def flush(self) -> bool:
+        """Have what is verified written to the file.
+
+        Returns:
+            Whether anything is on its way.
+        """
+        with self._changed:
+            if self._flushing is not None:
+                return True
+            if self._prefix <= self._stored or self._handle is None or self._failure is not None:
+                return False
+            self._flushing = self._prefix
+            handle = self._handle
+        try:
+            handle.flush_cache()
+        except RuntimeError:
+            self.fail("is no longer in a swarm")
+        return True
+
+    def limit(self, rate: int) -> None:
+        """Set the bytes a second that are fetched at most, 0 for no limit."""
+        with contextlib.suppress(RuntimeError):  # the handle of a torrent that is gone
+            if self._handle is not None:
+                self._handle.set_download_limit(rate)
 
     # What the caller asks
 
@@ -217,12 +288,21 @@ class Download:
                         break
         return piece in self._read or self._failure is not None
 
-    def _look(self, stall: Callable[[Progress], bool] | None) -> None:
+    def look(self) -> Progress:
+        """The progress; where there is none, peers are also tried by uTP from now on.
+
+        Raises:
+            NetworkError: the torrent is gone.
+        """
         progress = self.progress()
+        if progress.done < progress.total and progress.idle >= STARVING:
+            self._starving(self)
+        return progress
+
+    def _look(self, stall: Callable[[Progress], bool] | None) -> None:
+        progress = self.look()
         if progress.done >= progress.total:
             return
-        if progress.idle >= STARVING:
-            self._starving(self)
         if stall is not None and stall(progress):
             raise SwarmStalledError(
                 self.name,

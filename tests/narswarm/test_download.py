@@ -28,6 +28,20 @@ class Handle:
             total_payload_download=0, total_done=0, num_peers=0, download_payload_rate=0
         )
         self.broken = False
+        self.flushes = 0
+        self.limits: list[int] = []
+
+    def flush_cache(self) -> None:
+        """The test says when it is done."""
+        if self.broken:
+            raise RuntimeError("invalid torrent handle used")
+        self.flushes += 1
+
+    def set_download_limit(self, rate: int) -> None:
+        """Remembered."""
+        if self.broken:
+            raise RuntimeError("invalid torrent handle used")
+        self.limits.append(rate)
 
     def read_piece(self, piece: int) -> None:
         """As libtorrent does, but at once."""
@@ -199,3 +213,65 @@ def test_pieces_that_nobody_asked_for_are_dropped() -> None:
     bench = Bench(4000, 1000)
     bench.download.deliver(3, b"x")
     assert bench.download._read == {}
+
+
+def test_what_is_stored_is_what_was_flushed() -> None:
+    """The file holds, from its beginning, what was verified when the flush was asked for."""
+    bench = Bench(2 * 1000 + 5, 1000)
+    told: list[tuple[int, int]] = []
+    download = bench.download
+    download.follow(lambda: told.append((download.verified, download.stored)))
+    assert not download.flush()
+    download.have({1})
+    assert not download.flush()
+    download.have({0})
+    assert download.flush()
+    download.have({2})
+    assert download.flush()
+    assert bench.handle.flushes == 1
+    download.flushed()
+    assert download.flush()
+    download.flushed()
+    assert not download.flush()
+    assert bench.handle.flushes == 2
+    assert told == [(0, 0), (2000, 0), (2005, 0), (2005, 2000), (2005, 2005)]
+
+
+def test_a_flush_that_nobody_asked_for() -> None:
+    """It says nothing about the file."""
+    bench = Bench(2000, 1000)
+    bench.download.have({0})
+    bench.download.flushed()
+    assert bench.download.stored == 0
+
+
+def test_followers_hear_of_the_end() -> None:
+    """A failure is told once for each reason, and the first stays; nothing is flushed then."""
+    bench = Bench(2000, 1000)
+    told: list[str | None] = []
+    bench.download.follow(lambda: told.append(bench.download.failure))
+    bench.download.have({0})
+    bench.handle.broken = True
+    bench.download.limit(5)
+    assert bench.download.flush()
+    assert not bench.download.flush()
+    bench.download.fail("later")
+    assert told == [None, "is no longer in a swarm", "is no longer in a swarm"]
+
+
+def test_a_limit_is_passed_on() -> None:
+    """In bytes a second."""
+    bench = Bench(2000, 1000)
+    bench.download.limit(1000)
+    assert bench.handle.limits == [1000]
+
+
+def test_looking_lets_a_starving_download_use_utp() -> None:
+    """But not one that is complete."""
+    bench = Bench(2000, 1000)
+    bench.clock.now += 2.0
+    bench.download.look()
+    assert bench.starved == ["ab" * 32]
+    bench.handle.now.total_done = 2000
+    bench.download.look()
+    assert bench.starved == ["ab" * 32]
