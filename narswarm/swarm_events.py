@@ -172,6 +172,7 @@ class EventReader:
         session = self._session
         handlers: dict[str, Any] = {
             "alerts_dropped_alert": self._on_dropped,
+            "cache_flushed_alert": self._on_flushed,
             "dht_bootstrap_alert": self._on_dht_bootstrap,
             "file_error_alert": self._on_error,
             "listen_failed_alert": self._on_listen_failed,
@@ -255,6 +256,11 @@ class EventReader:
         torrent = self._of(alert)
         if torrent is not None and torrent.download is not None:
             torrent.download.have({alert.piece_index})
+
+    def _on_flushed(self, alert: Any) -> None:
+        torrent = self._of(alert)
+        if torrent is not None and torrent.download is not None:
+            torrent.download.flushed()
 
     def _on_read(self, alert: Any) -> None:
         torrent = self._of(alert)
