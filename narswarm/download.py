@@ -175,10 +175,10 @@ class Download:
             Whether anything is on its way.
         """
         with self._changed:
-            if self._flushing is not None:
-                return True
-            if self._prefix <= self._stored or self._handle is None or self._failure is not None:
+            if self._handle is None or self._failure is not None:
                 return False
+            if self._flushing is not None or self._prefix <= self._stored:
+                return self._flushing is not None
             self._flushing = self._prefix
             handle = self._handle
         try:
