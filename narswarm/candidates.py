@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -45,6 +46,9 @@ BREAK = 10.0
 MAX_FAILURES = 3
 """Requests in a row that a tracker may fail until it is left alone, too."""
 
+_PAUSE = 0.25
+"""Seconds after which a search looks whether it was cancelled."""
+
 _MAX_FILE = 8 << 20
 _STAMP = ".pruned"
 
@@ -73,11 +77,14 @@ class Torrents:
     Args:
         directory: `<NarHash>/<infohash>.torrent` and `.peers`, `.bad` beside it.
         trackers: whose indexes are asked.
+        workers: requests that each tracker gets at a time.
     """
 
-    def __init__(self, directory: Path, trackers: Sequence[TrackerIndex]) -> None:
+    def __init__(
+        self, directory: Path, trackers: Sequence[TrackerIndex], *, workers: int = WORKERS
+    ) -> None:
         self._directory = directory
-        self._trackers = [_Tracker(tracker) for tracker in trackers]
+        self._trackers = [_Tracker(tracker, workers) for tracker in trackers]
         self._refused: set[tuple[bytes, str]] = set()
 
     def close(self) -> None:
@@ -107,9 +114,16 @@ class Torrents:
         return found
 
     def ask(
-        self, nar_hash: bytes, nar_size: int, timeout: float, warn: Callable[[str], None]
+        self,
+        nar_hash: bytes,
+        nar_size: int,
+        timeout: float,
+        warn: Callable[[str], None],
+        cancelled: threading.Event | None = None,
     ) -> Iterator[Candidate]:
         """Those that trackers name, as their answers come in; each is kept.
+
+        A tracker that has somebody prepare one is asked again when it said.
 
         Args:
             nar_hash: what is looked for.
@@ -117,17 +131,34 @@ class Torrents:
             timeout: seconds for all trackers together. What has come when the caller is back for
                 more is still given afterwards.
             warn: gets one line per tracker that gave no proper answer.
+            cancelled: ends the search when it is set.
         """
+        from narswarm.trackerclient import PreparingError  # noqa: PLC0415 - see `_ask_one`
+
+        cancelled = cancelled or threading.Event()
         deadline = time.monotonic() + timeout
-        pending = self._submit(nar_hash, nar_size)
+        pending = self._submit(self._trackers, nar_hash, nar_size)
+        again: dict[_Tracker, float] = {}
         seen: set[str] = set()
         try:
-            while pending:
-                left = max(0.0, deadline - time.monotonic())
-                done, pending = wait(pending, left, FIRST_COMPLETED)
-                if not done:
+            while (pending or again) and not cancelled.is_set():
+                now = time.monotonic()
+                due = [tracker for tracker, when in again.items() if when <= now]
+                pending |= self._submit(due, nar_hash, nar_size)
+                for tracker in due:
+                    del again[tracker]
+                left = max(0.0, min([deadline, now + _PAUSE, *again.values()]) - now)
+                done = wait(pending, left, FIRST_COMPLETED).done
+                if not pending:
+                    cancelled.wait(left)
+                if not done and time.monotonic() >= deadline:
                     return
                 for future in done:
+                    tracker = pending.pop(future)
+                    error = future.exception()
+                    if isinstance(error, PreparingError):
+                        again[tracker] = time.monotonic() + error.retry_after
+                        continue
                     for candidate in _result(future, warn):
                         if candidate.infohash not in seen:
                             seen.add(candidate.infohash)
@@ -138,7 +169,7 @@ class Torrents:
 
     def learn(self, nar_hash: bytes, nar_size: int, warn: Callable[[str], None]) -> None:
         """Have the trackers asked in the background, and keep what they name."""
-        for future in self._submit(nar_hash, nar_size):
+        for future in self._submit(self._trackers, nar_hash, nar_size):
             future.add_done_callback(lambda future: future.cancelled() or _result(future, warn))
 
     def refuse(self, nar_hash: bytes, infohash: str) -> None:
@@ -166,14 +197,19 @@ class Torrents:
         except OSError:
             pass  # nothing there, or another process is at it
 
-    def _submit(self, nar_hash: bytes, nar_size: int) -> set[Future[list[Candidate]]]:
+    def _submit(
+        self, trackers: Iterable[_Tracker], nar_hash: bytes, nar_size: int
+    ) -> dict[Future[list[Candidate]], _Tracker]:
         return {
-            tracker.executor.submit(self._ask_one, tracker, nar_hash, nar_size)
-            for tracker in self._trackers
+            tracker.executor.submit(self._ask_one, tracker, nar_hash, nar_size): tracker
+            for tracker in trackers
             if not tracker.is_down()
         }
 
     def _ask_one(self, tracker: _Tracker, nar_hash: bytes, nar_size: int) -> list[Candidate]:
+        # Not at the top: a helper without trackers starts sooner.
+        from narswarm.trackerclient import PreparingError  # noqa: PLC0415
+
         if tracker.is_down():
             return []
         found: list[Candidate] = []
@@ -182,6 +218,12 @@ class Torrents:
             for listed in entry.torrents if entry else ():
                 if not self._is_refused(nar_hash, listed.infohash_v2.hex()):
                     found += self._obtain(tracker.index, listed, nar_hash, nar_size)
+            if entry and entry.holders and not any(each.seeders for each in entry.torrents):
+                # Asking is what has one of the holders seed it.
+                tracker.index.torrent(nar_hash)
+        except PreparingError:
+            if not found:
+                raise
         except NetworkError as error:
             tracker.failed(error)
             if not found:
@@ -245,9 +287,9 @@ class Torrents:
 class _Tracker:
     """A tracker, the threads that ask it, and whether that makes sense."""
 
-    def __init__(self, index: TrackerIndex) -> None:
+    def __init__(self, index: TrackerIndex, workers: int) -> None:
         self.index = index
-        self.executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="tracker")
+        self.executor = ThreadPoolExecutor(workers, thread_name_prefix="tracker")
         self._failures = 0
         self._down_until = 0.0
 

@@ -515,3 +515,69 @@ def test_groups_are_taken_one_after_another(item: Item, tmp_path: Path) -> None:
     candidates = flatten(([one], late()))
     assert (next(candidates), seen) == (one, [])
     assert (list(candidates), seen) == ([two], ["asked"])
+
+
+def held(item: Item) -> bytes:
+    """The answer of an index about a NAR that somebody holds, and no torrent has."""
+    return json.dumps(
+        {
+            "nar_hash": base32.format_hash(item.nar_hash),
+            "nar_size": len(item.nar),
+            "holders": 1,
+            "torrents": [],
+        }
+    ).encode()
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trackers that want to be asked again want it at once."""
+    monkeypatch.setattr("narswarm.trackerclient._retry_after", lambda _response: 0)
+
+
+def preparing(site: Site, item: Item, until: int, then: Callable[[], None]) -> None:
+    """Have a tracker say that a torrent is being prepared, and do THEN at the UNTILth time."""
+    base = f"/v1/nar/{base32.encode(item.nar_hash)}"
+    asked: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        if len(asked) == until:
+            then()
+        handler.send_response(202)
+        handler.send_header("Content-Length", "2")
+        handler.end_headers()
+        handler.wfile.write(b"{}")
+
+    site.bodies[base] = held(item)
+    site.bodies[f"{base}.torrent"] = answer
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_torrent_that_is_prepared_is_waited_for(
+    of: Callable[..., Torrents], site: Site, item: Item, tmp_path: Path
+) -> None:
+    """A tracker is asked again until it names one, by a request that has a holder make it."""
+    good = torrent(item, tmp_path)
+    preparing(site, item, 2, lambda: serve(site, item, good))
+    assert [each.torrent for each in ask(of(site), item)] == [good]
+    base = f"/v1/nar/{base32.encode(item.nar_hash)}"
+    assert site.requests[:4] == [base, f"{base}.torrent"] * 2
+
+
+def test_a_search_is_cancelled(of: Callable[..., Torrents], site: Site, item: Item) -> None:
+    """Nothing is asked any more, however long somebody prepares it."""
+    cancelled = threading.Event()
+    preparing(site, item, 1, cancelled.set)
+    found = of(site).ask(item.nar_hash, len(item.nar), 60.0, print, cancelled)
+    assert list(found) == []
+    assert cancelled.is_set()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_search_ends_with_its_time(of: Callable[..., Torrents], site: Site, item: Item) -> None:
+    """Whoever prepares a torrent for longer than that does it for somebody else."""
+    warnings: list[str] = []
+    preparing(site, item, 0, lambda: None)
+    assert list(of(site).ask(item.nar_hash, len(item.nar), 0.3, warnings.append)) == []
+    assert warnings == []
