@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from narswarm.errors import InvalidInputError, NotFoundError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 TYPE_NAMES = {bool: "a boolean", int: "an integer", str: "a text"}
 
@@ -120,6 +120,17 @@ def new_session(pack: Mapping[str, Any], dht_state: bytes, *, stream: bool) -> A
         pack |= known({"mmap_file_size_cutoff": INT_MAX})
     params.settings = pack
     return lt.session(params)
+
+
+def let_in_only(session: Any, ranges: Iterable[tuple[str, str]]) -> None:
+    """Have SESSION connect to peers in these ranges of addresses, first and last, and no others."""
+    rules = library().ip_filter()
+    blocked = 1
+    rules.add_rule("0.0.0.0", "255.255.255.255", blocked)  # noqa: S104  not an address to bind
+    rules.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", blocked)
+    for first, last in ranges:
+        rules.add_rule(first, last, 0)
+    session.set_ip_filter(rules)
 
 
 def dht_state(session: Any) -> bytes:

@@ -22,7 +22,7 @@ from narswarm import lt_compat
 from narswarm.download import Download, Progress, SwarmStalledError
 from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError
 from narswarm.swarm_events import CATEGORIES, EventReader, Torrent, TorrentStatus, TrackerStatus
-from narswarm.swarm_settings import SwarmSettings, listen_port_of, split_address
+from narswarm.swarm_settings import LAN, SwarmSettings, listen_port_of, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -92,6 +92,8 @@ class Swarm:
                     self._settings.dht_state if self._settings.dht else b"",
                     stream=self._settings.role == "fetch",
                 )
+                if self._settings.lan_only:
+                    lt_compat.let_in_only(self._session, LAN)
                 self._events = EventReader(
                     self._session, on_listening=self._on_listening, on_state=self._on_state
                 )
@@ -155,6 +157,21 @@ class Swarm:
         """The DHT's nodes, for the settings of the next session; empty without a DHT."""
         session, _ = self._start()
         return lt_compat.dht_state(session) if self._settings.dht else b""
+
+    def limit_rates(self, upload: int, download: int) -> None:
+        """Set the bytes a second that are sent and received at most, 0 for no limit."""
+        session, _ = self._start()
+        session.apply_settings({"upload_rate_limit": upload, "download_rate_limit": download})
+
+    def pause_seeding(self, *, paused: bool) -> None:
+        """Stop offering all files that are seeded now, or offer them again."""
+        _, events = self._start()
+        for torrent in list(events.torrents.values()):
+            if torrent.download is None and torrent.handle is not None:
+                if paused:
+                    torrent.handle.pause()
+                else:
+                    torrent.handle.resume()
 
     # Torrents
 

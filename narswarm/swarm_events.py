@@ -52,6 +52,7 @@ class TorrentStatus:
         downloaded: payload bytes received in this run.
         upload_rate: payload bytes a second.
         download_rate: payload bytes a second.
+        complete: how many have everything, as trackers say; -1 if they don't.
         error: why the state is "error".
     """
 
@@ -64,6 +65,7 @@ class TorrentStatus:
     downloaded: int = 0
     upload_rate: int = 0
     download_rate: int = 0
+    complete: int = -1
     error: str = ""
 
 
@@ -319,6 +321,7 @@ class EventReader:
                 downloaded=status.total_payload_download,
                 upload_rate=status.upload_payload_rate,
                 download_rate=status.download_payload_rate,
+                complete=status.num_complete,
                 error=known.error,
             )
         with self.news:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from narswarm import lt_compat
 from narswarm.errors import SettingsError
@@ -28,6 +29,11 @@ OWN_SETTINGS = {
     "enable_natpmp": "set upnp",
     "enable_upnp": "set upnp",
     "listen_interfaces": "set listen",
+    "proxy_hostname": "set proxy",
+    "proxy_password": "set proxy",
+    "proxy_port": "set proxy",
+    "proxy_type": "set proxy",
+    "proxy_username": "set proxy",
     "upload_rate_limit": "set upload_rate",
 }
 """Settings of libtorrent that a field here decides, and which one."""
@@ -67,6 +73,22 @@ SEED = {
     "local_service_announce_interval": 3600,
 }
 
+# libtorrent's proxy_type_t
+_SOCKS5 = 2
+_SOCKS5_WITH_PASSWORD = 3
+
+LAN = (
+    ("10.0.0.0", "10.255.255.255"),
+    ("127.0.0.0", "127.255.255.255"),
+    ("169.254.0.0", "169.254.255.255"),
+    ("172.16.0.0", "172.31.255.255"),
+    ("192.168.0.0", "192.168.255.255"),
+    ("::1", "::1"),
+    ("fc00::", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+)
+"""Addresses of local networks (RFC 1918, 3927, 4193, 4291), first and last."""
+
 PRIVATE = {
     "dht_restrict_routing_ips": False,
     "dht_restrict_search_ips": False,
@@ -94,6 +116,10 @@ class SwarmSettings:
         extra: libtorrent settings by their own names.
         upload_rate: bytes a second, 0 without limit.
         download_rate: bytes a second, 0 without limit.
+        connections: peers at most, 0 for the preset's number.
+        proxy: URL of a SOCKS5 proxy for peers and trackers, such as socks5://HOST:PORT.
+        lan_only: connect to peers with private addresses only.
+        upload: send payload to peers at all.
     """
 
     listen: tuple[str, ...] = ("0.0.0.0:0", "[::]:0")
@@ -107,6 +133,10 @@ class SwarmSettings:
     extra: Mapping[str, int | str | bool] = field(default_factory=dict)
     upload_rate: int = 0
     download_rate: int = 0
+    connections: int = 0
+    proxy: str = ""
+    lan_only: bool = False
+    upload: bool = True
 
     def check(self) -> None:
         """Find what libtorrent would refuse, before a session exists.
@@ -118,6 +148,7 @@ class SwarmSettings:
             listen_port_of(address)
         for node in self.dht_nodes:
             split_address(node)
+        proxy_settings(self.proxy)
         for key in self.extra:
             if key in OWN_SETTINGS:
                 raise SettingsError(
@@ -149,7 +180,37 @@ class SwarmSettings:
             pack["dht_bootstrap_nodes"] = ""  # a router bootstraps nobody unless it knows others
         elif self.dht_nodes:
             pack["dht_bootstrap_nodes"] = ",".join(self.dht_nodes)
-        return pack | dict(self.extra)
+        if self.connections:
+            pack["connections_limit"] = self.connections
+        if self.lan_only:
+            pack["apply_ip_filter_to_trackers"] = False  # which the user has named
+        if not self.upload:
+            pack["unchoke_slots_limit"] = 0
+        return pack | proxy_settings(self.proxy) | dict(self.extra)
+
+
+def proxy_settings(url: str) -> dict[str, Any]:
+    """What libtorrent is told of a SOCKS5 proxy; nothing without one.
+
+    Raises:
+        SettingsError: something else than `socks5://[USER:PASSWORD@]HOST:PORT`.
+    """
+    if not url:
+        return {}
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not (host and port and parts.scheme == "socks5" and parts.path in {"", "/"}):
+        raise SettingsError(url, "is not socks5://[USER:PASSWORD@]HOST:PORT")
+    return {
+        "proxy_type": _SOCKS5 if parts.username is None else _SOCKS5_WITH_PASSWORD,
+        "proxy_hostname": host,
+        "proxy_port": port,
+        "proxy_username": unquote(parts.username or ""),
+        "proxy_password": unquote(parts.password or ""),
+    }
 
 
 def listen_port_of(text: str) -> int:

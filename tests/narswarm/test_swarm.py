@@ -511,3 +511,41 @@ def test_nothing_runs_before_the_first_use(swarm: Open) -> None:
     with idle:
         assert idle.listen_port
     idle.close()
+
+
+def test_seeding_pauses(share: Share, swarm: Open, tmp_path: Path) -> None:
+    """A paused seed sends nothing; resumed, it is found again."""
+    shared = share(PIECE)
+    seeder, leecher = swarm(role="seed"), swarm()
+    seeder.seed(shared.torrent, shared.path, [])
+    seeder.pause_seeding(paused=True)
+    fetched = leecher.fetch(shared.torrent, tmp_path / "got", peers=[address(seeder)])
+    with pytest.raises(SwarmStalledError):
+        next(fetched.chunks(stall=lambda progress: progress.idle > 0.5, tick=0.1))
+    fetched.cancel(keep=False)
+    seeder.pause_seeding(paused=False)
+    seeder.limit_rates(0, 0)
+    again = leecher.fetch(shared.torrent, tmp_path / "again", peers=[address(seeder)])
+    assert b"".join(again.chunks(stall=too_long)) == shared.data
+
+
+def test_a_session_for_the_local_network(share: Share, swarm: Open, tmp_path: Path) -> None:
+    """Private addresses pass the filter, others don't."""
+    shared = share(PIECE)
+    seeder, leecher = swarm(role="seed", lan_only=True), swarm(lan_only=True)
+    seeder.seed(shared.torrent, shared.path, [])
+    fetched = leecher.fetch(shared.torrent, tmp_path / "got", peers=[address(seeder)])
+    assert b"".join(fetched.chunks(stall=too_long)) == shared.data
+    session, _ = seeder._start()
+    rules = session.get_ip_filter()
+    for ip, blocked in {
+        "9.255.255.255": 1,
+        "10.0.0.0": 0,
+        "172.16.0.1": 0,
+        "172.32.0.0": 1,
+        "192.168.255.255": 0,
+        "192.169.0.0": 1,
+        "fd00::1": 0,
+        "2001:db8::1": 1,
+    }.items():
+        assert rules.access(ip) == blocked, ip

@@ -16,6 +16,7 @@ from narswarm.swarm_settings import (
     PRIVATE,
     SEED,
     SwarmSettings,
+    proxy_settings,
     split_address,
 )
 
@@ -88,7 +89,8 @@ def test_presets_name_real_settings_of_the_right_type() -> None:
     presets: list[dict[str, Any]] = [COMMON, FETCH, SEED, PRIVATE]
     for preset in presets:
         lt_compat.check_settings({k: v for k, v in preset.items() if k not in newer})
-    assert set(OWN_SETTINGS) <= set(lt_compat.library().default_settings())
+    defaults = lt_compat.library().default_settings()  # 2.0 leaves out texts without one
+    lt_compat.check_settings({key: defaults.get(key, "") for key in OWN_SETTINGS})
 
 
 def test_the_pack_of_a_fetching_session() -> None:
@@ -131,3 +133,62 @@ def test_a_seeding_session_takes_thousands_of_peers() -> None:
     pack = SwarmSettings(role="seed").pack(0)
     assert pack["connections_limit"] == 8000
     assert "enable_outgoing_utp" not in pack
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("", {}),
+        (
+            "socks5://127.0.0.1:9050",
+            {
+                "proxy_type": 2,
+                "proxy_hostname": "127.0.0.1",
+                "proxy_port": 9050,
+                "proxy_username": "",
+                "proxy_password": "",
+            },
+        ),
+        (
+            "socks5://me:a%40b@proxy.example:1080",
+            {
+                "proxy_type": 3,
+                "proxy_hostname": "proxy.example",
+                "proxy_port": 1080,
+                "proxy_username": "me",
+                "proxy_password": "a@b",
+            },
+        ),
+    ],
+)
+def test_a_proxy(url: str, wanted: dict[str, Any]) -> None:
+    """A SOCKS5 proxy with or without a password, as libtorrent takes it."""
+    assert proxy_settings(url) == wanted
+    lt_compat.check_settings(wanted)
+    assert SwarmSettings(proxy=url).pack(0).items() >= wanted.items()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:1", "socks5://h", "socks5://:1", "socks5://h:99999", "socks5://h:1/x", "h:1"]
+)
+def test_what_is_no_proxy(url: str) -> None:
+    """The error says what is expected."""
+    with pytest.raises(SettingsError) as caught:
+        SwarmSettings(proxy=url).check()
+    assert str(caught.value) == f"{url}: is not socks5://[USER:PASSWORD@]HOST:PORT"
+
+
+def test_limits_of_a_session() -> None:
+    """Connections, a session that sends nothing, and one for the local network alone."""
+    pack = SwarmSettings(role="seed", connections=50, upload=False, lan_only=True).pack(0)
+    assert pack["connections_limit"] == 50
+    assert pack["unchoke_slots_limit"] == 0
+    assert pack["apply_ip_filter_to_trackers"] is False
+
+
+def test_what_is_on_without_being_asked() -> None:
+    """Both presets leave uTP and, with it, hole punching and peer exchange to libtorrent."""
+    for role in ("fetch", "seed"):
+        pack = SwarmSettings(role=role).pack(0)
+        assert not {"enable_incoming_utp", "anonymous_mode", "force_proxy"} & set(pack)
+    assert lt_compat.library().default_settings()["enable_incoming_utp"] is True
