@@ -94,6 +94,27 @@ class GuixDb:
         rows = self._query(query, (path,))
         return _item(rows[0]) if rows else None
 
+    def count(self, besides: str = "") -> int:
+        """Count the items that `items` gives, without those whose path ends in `besides`.
+
+        Raises:
+            NarswarmError: as `items` does.
+        """
+        rows = self._query(
+            "SELECT count(*) FROM ValidPaths WHERE narSize > 0 AND length(hash) = 71"
+            " AND (? = '' OR substr(path, -length(?)) != ?)",
+            (besides, besides, besides),
+        )
+        return int(rows[0][0])
+
+    def stamp(self) -> tuple[int, ...]:
+        """Return what changes when somebody writes; costs two looks at the file system.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+        return self._state()
+
     def references(self, path: str) -> list[str]:
         """Return the paths that the item refers to, itself included if it does, sorted.
 
@@ -152,10 +173,11 @@ class GuixDb:
         except OSError as error:
             raise NotFoundError(self.path, error.strerror or str(error)) from None
         try:
-            wal = Path(f"{self.path}-wal").stat().st_size
+            wal = Path(f"{self.path}-wal").stat()
         except OSError:
-            wal = 0
-        return _State(found.st_ino, found.st_size, found.st_mtime_ns, wal)
+            return _State(found.st_ino, found.st_size, found.st_mtime_ns, 0, 0)
+        # A -wal that was written out is written again from its start, and has the same size.
+        return _State(found.st_ino, found.st_size, found.st_mtime_ns, wal.st_size, wal.st_mtime_ns)
 
     def _failure(self, error: sqlite3.Error) -> NarswarmError:
         code = _code(error)
@@ -171,6 +193,7 @@ class _State(NamedTuple):
     size: int
     changed: int
     wal: int
+    wal_changed: int
 
 
 def _item(row: _Row) -> DbItem | None:
