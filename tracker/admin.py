@@ -32,6 +32,9 @@ CHANGEABLE: Final = frozenset(
         "interval",
         "leecher_interval",
         "max_address_ports",
+        "max_held_items",
+        "max_holder_items",
+        "max_holders",
         "max_numwant",
         "max_peers",
         "max_swarm_peers",
@@ -102,7 +105,8 @@ class Admin:
         self._wake.put(True)
 
     def stop(self) -> None:
-        """Answer no more commands, and write down what should last."""
+        """Answer no more commands but those who wait, and write down what should last."""
+        self._app.close()
         if self._control is not None:
             self._control.close()
         self._wake.put(False)
@@ -207,6 +211,7 @@ class Admin:
             "uptime_seconds": int(time.monotonic() - self._began),
             "open": self._settings.open,
             **swarms,
+            **self._app.bulk.totals()._asdict(),
             "index": self._index.totals()._asdict(),
             "requests": [
                 {**key._asdict(), "count": count} for key, count in sorted(requests.items())

@@ -21,16 +21,17 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, LengthRequired, RequestEntityTooLarge
 
 from narswarm import base32, httpsig, narinfo
-from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
-from narswarm.gcrypt import GcryptMissingError
-from narswarm.httpsig import SignatureError
+from narswarm.errors import InvalidInputError, NarswarmError
 from narswarm.narinfo import Source
 from tracker import publication
 from tracker.aclfile import AclFile
 from tracker.announcer import Announcer, RefusedAddressError
+from tracker.bulk import RETRY_SECONDS, Bulk, has_seed
 from tracker.exposition import CONTENT_TYPE, exposition
-from tracker.index import Index, IndexedTorrent, IndexFullError
+from tracker.failures import error_response, http_error, narswarm_error
+from tracker.index import Index, IndexedTorrent
 from tracker.metrics import Action, Outcome, family_of
+from tracker.parking import ParkingMiddleware
 from tracker.policy import Policy
 from tracker.publication import RefusedError
 from tracker.settings import Settings
@@ -43,14 +44,7 @@ MAX_PEERS = 50
 """Peers that the index names for one torrent."""
 
 _HOST_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,255}/")
-_STATUS: dict[type[NarswarmError], HTTPStatus] = {
-    InvalidInputError: HTTPStatus.BAD_REQUEST,
-    SignatureError: HTTPStatus.UNAUTHORIZED,
-    RefusedError: HTTPStatus.FORBIDDEN,
-    MismatchError: HTTPStatus.CONFLICT,
-    GcryptMissingError: HTTPStatus.SERVICE_UNAVAILABLE,
-    IndexFullError: HTTPStatus.INSUFFICIENT_STORAGE,
-}
+_PUBLISHING = frozenset({"publish", "bulk.holdings"})
 _OUTCOMES: dict[int, Outcome] = {
     HTTPStatus.UNAUTHORIZED: "refused",
     HTTPStatus.FORBIDDEN: "refused",
@@ -111,12 +105,15 @@ class TrackerApp:
         acl_file: AclFile,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.reconfigure(settings)
         self._index = index
         self._announcer = announcer
         self._acl_file = acl_file
         self._clock = clock
-        self._exposition = exposition(announcer.metrics, announcer.totals, index.totals)
+        self.bulk = Bulk(settings, announcer, self._authenticate, self._may_publish, clock)
+        self.reconfigure(settings)
+        self._exposition = exposition(
+            announcer.metrics, announcer.totals, index.totals, self.bulk.totals
+        )
 
     def reconfigure(self, settings: Settings) -> None:
         """Go on with other settings."""
@@ -124,6 +121,11 @@ class TrackerApp:
         self._settings = settings
         self._publishers = publishers
         self._metrics_from = metrics_from
+        self.bulk.reconfigure(settings)
+
+    def close(self) -> None:
+        """Answer requests that wait."""
+        self.bulk.close()
 
     def wsgi(self) -> WSGIApplication:
         """Everything as one WSGI application."""
@@ -144,11 +146,13 @@ class TrackerApp:
         app.add_url_rule("/nix-cache-info", "cache_info", _cache_info, methods=["GET"])
         app.add_url_rule("/healthz", "healthz", self._healthz, methods=["GET"])
         app.add_url_rule("/metrics", "metrics", self._metrics, methods=["GET"])
+        app.register_blueprint(self.bulk.blueprint())
         app.before_request(self._admit)
         app.after_request(self._count)
-        app.register_error_handler(HTTPException, _http_error)
-        app.register_error_handler(NarswarmError, _narswarm_error)
-        return AnnounceMiddleware(self._announcer, app, self._clock)
+        app.register_error_handler(HTTPException, http_error)
+        app.register_error_handler(NarswarmError, narswarm_error)
+        parking = ParkingMiddleware(app, self.bulk.parking)
+        return AnnounceMiddleware(self._announcer, parking, self._clock)
 
     def _admit(self) -> None:
         """Note who asks, and refuse who is blocked."""
@@ -167,7 +171,7 @@ class TrackerApp:
     def _count(self, response: Response) -> Response:
         """Count a request of the index."""
         if request.endpoint not in {"healthz", "metrics"}:
-            action: Action = "publish" if request.endpoint == "publish" else "index"
+            action: Action = "publish" if request.endpoint in _PUBLISHING else "index"
             metrics = self._announcer.metrics
             metrics.requests.inc("http", g.family, action, _outcome(response.status_code))
             metrics.latency.observe("http", action, perf_counter() - g.began)
@@ -178,13 +182,15 @@ class TrackerApp:
         try:
             self._index.check()
         except NarswarmError as error:
-            return _error(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+            return error_response(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         return Response("ok\n", content_type="text/plain;charset=utf-8")
 
     def _metrics(self) -> Response:
         """The numbers for Prometheus, if it is who may read them."""
         if not self._may_read_metrics():
-            return _error(HTTPStatus.FORBIDDEN, "/metrics: is not for this address (metrics_from)")
+            return error_response(
+                HTTPStatus.FORBIDDEN, "/metrics: is not for this address (metrics_from)"
+            )
         return Response(self._exposition(), content_type=CONTENT_TYPE)
 
     def _may_read_metrics(self) -> bool:
@@ -200,14 +206,17 @@ class TrackerApp:
         return any(ip_address(address) in network for network in self._metrics_from)
 
     def _nar(self, nar_hash: str) -> Response:
-        found = self._index.nar(base32.decode(nar_hash))
-        if found is None:
-            return _error(HTTPStatus.NOT_FOUND, f"{nar_hash}: is not in the index")
-        return jsonify(
+        wanted = base32.decode(nar_hash)
+        found, holders = self._index.nar(wanted), len(self.bulk.holders(wanted))
+        if found is None and not holders:
+            return error_response(HTTPStatus.NOT_FOUND, f"{nar_hash}: is not in the index")
+        response = jsonify(
             nar_hash=f"sha256:{nar_hash}",
-            nar_size=found.nar_size,
-            torrents=[self._describe(torrent) for torrent in found.torrents],
+            nar_size=found.nar_size if found else None,
+            torrents=[self._describe(torrent) for torrent in found.torrents] if found else [],
+            holders=holders,
         )
+        return response if found else _accepted(response)
 
     def _describe(self, torrent: IndexedTorrent) -> dict[str, Any]:
         counts, peers = self._announcer.sample(torrent.wire_hashes, MAX_PEERS)
@@ -225,19 +234,25 @@ class TrackerApp:
         }
 
     def _torrent(self, nar_hash: str) -> Response:
-        found = self._index.nar(base32.decode(nar_hash))
-        wanted = request.args.get("infohash")
+        wanted = base32.decode(nar_hash)
+        found = self._index.nar(wanted)
+        infohash = request.args.get("infohash")
         chosen = (
             torrent.row
             for torrent in (found.torrents if found else ())
-            if wanted in {None, torrent.infohash_v2.hex()}
+            if infohash in {None, torrent.infohash_v2.hex()}
         )
         kept = self._index.metainfo(next(chosen, 0))
-        if kept is None:
-            return _error(HTTPStatus.NOT_FOUND, f"{nar_hash}: is not in the index")
-        return Response(
-            with_announce(kept, self._announce_url()), content_type="application/x-bittorrent"
-        )
+        if kept is not None and found is not None:
+            info_hashes = found.wire_hashes
+            if not has_seed(self._announcer, info_hashes):
+                self.bulk.want(wanted, info_hashes)
+            return Response(
+                with_announce(kept, self._announce_url()), content_type="application/x-bittorrent"
+            )
+        if infohash is None and (holders := self.bulk.want(wanted)):
+            return _accepted(jsonify(nar_hash=f"sha256:{nar_hash}", holders=holders))
+        return error_response(HTTPStatus.NOT_FOUND, f"{nar_hash}: is not in the index")
 
     def _announce_url(self) -> str | None:
         """Where clients announce: as set, or as this request was addressed."""
@@ -254,29 +269,52 @@ class TrackerApp:
         if request.content_length > publication.MAX_BODY:
             raise RequestEntityTooLarge
         body = request.get_data(cache=False)
-        now = self._clock()
-        publisher = httpsig.verify_request("PUT", request.path, request.headers, body, now)
-        if self._publishers and publisher not in self._publishers:
-            raise RefusedError("publisher", "is not among those that may publish here")
+        publisher = self._authenticate(body)
         if request.mimetype != publication.CONTENT_TYPE:
             raise InvalidInputError("Content-Type", f"is not {publication.CONTENT_TYPE}")
         acl = self._acl_file.refresh()
         if acl is None:
             raise RefusedError(self._settings.acl, "can't be read, so nothing can be published")
         checked = publication.check(wanted, body, acl, self._settings.nar_servers)
-        new = self._index.publish(checked, publisher, int(now))
+        new = self._index.publish(checked, publisher, int(self._clock()))
+        if found := self._index.nar(wanted):
+            self.bulk.published(wanted, found.wire_hashes)
         answer = jsonify(
             nar_hash=f"sha256:{nar_hash}", infohash_v2=checked.meta.infohash_v2.hex(), new=new
         )
         return answer, HTTPStatus.CREATED if new else HTTPStatus.OK
+
+    def _authenticate(self, body: bytes) -> bytes:
+        """The key that signed this request with this body, if it may publish."""
+        publisher = httpsig.verify_request(
+            request.method, request.path, request.headers, body, self._clock()
+        )
+        if publisher in self._announcer.blocks.publishers:
+            raise RefusedError("publisher", "is blocked by this tracker's operator")
+        if not self._may_publish(publisher):
+            raise RefusedError("publisher", "is not among those that may publish here")
+        return publisher
+
+    def _may_publish(self, publisher: bytes) -> bool:
+        """Whether a key is among those that may, and not blocked."""
+        return publisher not in self._announcer.blocks.publishers and (
+            not self._publishers or publisher in self._publishers
+        )
 
     def _narinfo(self, hash_part: str, *, with_sources: bool = False) -> Response:
         raw = self._index.narinfo(hash_part, with_sources=with_sources)
         if raw is None and with_sources:
             raw = _for_guix(self._index.narinfo(hash_part, with_sources=False))
         if raw is None:
-            return _error(HTTPStatus.NOT_FOUND, f"{hash_part}: has no narinfo here")
+            return error_response(HTTPStatus.NOT_FOUND, f"{hash_part}: has no narinfo here")
         return Response(raw, content_type="application/x-nix-narinfo;charset=utf-8")
+
+
+def _accepted(response: Response) -> Response:
+    """Say that there may be more soon."""
+    response.status_code = HTTPStatus.ACCEPTED
+    response.headers["Retry-After"] = str(RETRY_SECONDS)
+    return response
 
 
 def with_announce(torrent: bytes, url: str | None) -> bytes:
@@ -320,31 +358,3 @@ def _cache_info() -> Response:
     """Say what kind of substitute server this is; a low priority, as it serves no NARs."""
     text = "StoreDir: /gnu/store\nWantMassQuery: 0\nPriority: 100\n"
     return Response(text, content_type="text/x-nix-cache-info")
-
-
-def _error(status: HTTPStatus, text: str) -> Response:
-    """An error for programs under /v1, for people elsewhere."""
-    response = (
-        jsonify(error=text)
-        if request.path.startswith("/v1/")
-        else Response(f"{text}\n", content_type="text/plain;charset=utf-8")
-    )
-    response.status_code = status
-    if status is HTTPStatus.UNAUTHORIZED:
-        response.headers["WWW-Authenticate"] = "Signature"
-    return response
-
-
-def _http_error(error: HTTPException) -> Response:
-    """Errors of the protocol: no such path, no such method, too large."""
-    status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
-    response = _error(status, f"{request.path}: {error.name.lower()}")
-    for name, value in error.get_headers():
-        if name == "Allow":
-            response.headers[name] = value
-    return response
-
-
-def _narswarm_error(error: NarswarmError) -> Response:
-    statuses = (status for kind, status in _STATUS.items() if isinstance(error, kind))
-    return _error(next(statuses, HTTPStatus.INTERNAL_SERVER_ERROR), str(error))

@@ -105,20 +105,28 @@ def parse_nar_hash(text: str) -> bytes:
 
 
 class BlockList:
-    """What announces have to be asked about, ready to be looked up; it never changes.
+    """What requests have to be asked about, ready to be looked up; it never changes.
 
     Args:
         info_hashes: blocked ones, 20 bytes each.
         networks: blocked addresses.
+        publishers: blocked keys, 32 bytes each.
+        nars: hashes of blocked NARs, 32 bytes each.
     """
 
     def __init__(
         self,
         info_hashes: Collection[bytes] = (),
         networks: Iterable[IPv4Network | IPv6Network] = (),
+        publishers: Collection[bytes] = (),
+        nars: Collection[bytes] = (),
     ) -> None:
         self.info_hashes = frozenset(info_hashes)
         """Infohashes, 20 bytes each."""
+        self.publishers = frozenset(publishers)
+        """Keys of publishers, 32 bytes each."""
+        self.nars = frozenset(nars)
+        """Hashes of NARs, 32 bytes each."""
         # By length of prefix, so that a look-up costs no more with a million networks.
         by_prefix: dict[tuple[int, int], set[int]] = {}
         for network in networks:
@@ -147,7 +155,7 @@ class BlockList:
 
 
 def load(connection: sqlite3.Connection) -> BlockList:
-    """Read what announces have to be asked about.
+    """Read what requests have to be asked about.
 
     An infohash is blocked by itself, by the other infohash of its torrent, or by its NAR.
     """
@@ -160,7 +168,9 @@ def load(connection: sqlite3.Connection) -> BlockList:
     )
     info_hashes.update(info_hash[:HASH_BYTES] for row in rows for info_hash in row)
     networks = [ip_network(block.text) for block in listed(connection, Kind.ADDRESS)]
-    return BlockList(info_hashes, networks)
+    publishers = [block.value for block in listed(connection, Kind.PUBLISHER)]
+    nars = [block.value for block in listed(connection, Kind.NAR)]
+    return BlockList(info_hashes, networks, publishers, nars)
 
 
 def listed(connection: sqlite3.Connection, kind: Kind | None = None) -> list[Block]:

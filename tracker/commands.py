@@ -86,6 +86,9 @@ def stats(config: Path | None, data: Path | None, as_json: bool) -> None:
         ("IPv6", peers["ipv6"]),
         ("NARs", f"{index['nars']} with {index['torrents']} torrents"),
         ("infohashes", str(index["info_hashes"])),
+        ("holders", f"{answer['holders']} with {answer['held']} items"),
+        ("wanted", f"{answer['wanted']}, and {answer['polls']} seeders wait for more"),
+        ("preparing", f"answered {answer['preparing']} times"),
         ("blocks", str(index["blocks"])),
         ("database", format_size(index["size"])),
     ]

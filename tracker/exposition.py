@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from narswarm.errors import NarswarmError
+from tracker.bulk import BulkTotals
 from tracker.index import Totals
 from tracker.metrics import BOUNDS, Metrics
 from tracker.swarmstore import SwarmTotals
@@ -33,6 +34,7 @@ def exposition(
     metrics: Metrics,
     swarms: Callable[[], SwarmTotals],
     index: Callable[[], Totals],
+    bulk: Callable[[], BulkTotals],
     proc: Path = Path("/proc"),
 ) -> Callable[[], bytes]:
     """Prepare what `/metrics` answers.
@@ -41,13 +43,14 @@ def exposition(
         metrics: what was counted.
         swarms: says how many swarms and peers there are.
         index: says how large the index is, or raises a NarswarmError.
+        bulk: says what seeders hold and what is wanted of it.
         proc: the kernel's numbers.
 
     Returns:
         A function for the text of now.
     """
     registry = CollectorRegistry()
-    registry.register(_Collector(metrics, swarms, index, proc))
+    registry.register(_Collector(metrics, swarms, index, bulk, proc))
     ProcessCollector(registry=registry)
     return lambda: generate_latest(registry)
 
@@ -58,11 +61,13 @@ class _Collector(Collector):
         metrics: Metrics,
         swarms: Callable[[], SwarmTotals],
         index: Callable[[], Totals],
+        bulk: Callable[[], BulkTotals],
         proc: Path,
     ) -> None:
         self._metrics = metrics
         self._swarms = swarms
         self._index = index
+        self._bulk = bulk
         self._proc = proc
 
     def collect(self) -> Iterator[Metric]:
@@ -70,6 +75,7 @@ class _Collector(Collector):
         yield from self._requests()
         yield from self._swarm_gauges()
         yield from self._index_gauges()
+        yield from self._bulk_metrics()
         drops = CounterMetricFamily(
             f"{_PREFIX}_kernel_udp_receive_buffer_errors",
             "Datagrams that the kernel dropped as a receive buffer was full, of the whole host.",
@@ -128,6 +134,21 @@ class _Collector(Collector):
             ("size_bytes", "Size of the index's database.", totals.size),
         ):
             yield GaugeMetricFamily(f"{_PREFIX}_index_{name}", text, value)
+
+    def _bulk_metrics(self) -> Iterator[Metric]:
+        totals = self._bulk()
+        for name, text, value in (
+            ("holders", "Seeders that said what they hold.", totals.holders),
+            ("held_items", "Items that they hold, together.", totals.held),
+            ("wanted", "NARs that somebody waits for.", totals.wanted),
+            ("parked_polls", "Seeders that wait for something to be wanted.", totals.polls),
+        ):
+            yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value)
+        yield CounterMetricFamily(
+            f"{_PREFIX}_preparing_answers",
+            "Answers that said that a torrent is being made.",
+            totals.preparing,
+        )
 
 
 def receive_buffer_errors(proc: Path) -> dict[str, int]:

@@ -31,11 +31,8 @@ LEASE: Final = 1800
 FULL_PAUSE: Final = 60
 """Seconds between two complete lists of one key."""
 
-MAX_ITEMS: Final = 1_000_000
-"""Items that one request may add or remove."""
-
-OVERHEAD: Final = 512
-"""Bytes of a request beside the hashes, at most."""
+MAX_BODY: Final = 32 << 20
+"""Bytes of a request: a million hashes, and what is around them."""
 
 _KEYS = [b"added", b"base", b"generation", b"port", b"removed"]
 _PREFIX_BYTES = 8
@@ -155,8 +152,6 @@ def _prefixes(name: str, data: bencoding.Value) -> array[int]:
     """Read hashes, of which the first 8 bytes are kept."""
     if not isinstance(data, bytes) or len(data) % HASH_BYTES:
         raise InvalidInputError(name, "is not a string of hashes of 32 bytes")
-    if len(data) > MAX_ITEMS * HASH_BYTES:
-        raise InvalidInputError(name, f"has more than {MAX_ITEMS} items")
     ahead = struct.iter_unpack("32s", data)
     next(ahead, None)
     if not all(map(lt, struct.iter_unpack("32s", data), ahead)):

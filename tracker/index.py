@@ -75,6 +75,11 @@ class IndexedNar(NamedTuple):
     nar_size: int
     torrents: tuple[IndexedTorrent, ...]
 
+    @property
+    def wire_hashes(self) -> list[bytes]:
+        """The infohashes under which clients announce any of them, 20 bytes each."""
+        return [info_hash for torrent in self.torrents for info_hash in torrent.wire_hashes]
+
 
 class Totals(NamedTuple):
     """The index in numbers.

@@ -85,6 +85,16 @@ class Settings:
         default=32,
         metadata={"help": "Peers kept of one swarm that have the same address, or IPv6 /64."},
     )
+    max_holders: int = field(
+        default=10_000, metadata={"help": "Seeders whose lists of what they hold are kept."}
+    )
+    max_holder_items: int = field(
+        default=1_000_000, metadata={"help": "Items kept of one seeder's list."}
+    )
+    max_held_items: int = field(
+        default=50_000_000,
+        metadata={"help": "Items kept of all lists together, 8 bytes each."},
+    )
     threads: int = field(default=16, metadata={"help": "Requests that are served at a time."})
 
     def __post_init__(self) -> None:
@@ -95,7 +105,7 @@ class Settings:
         """
         positive = (
             "interval leecher_interval max_numwant max_swarms max_peers max_swarm_peers"
-            " max_address_ports threads index_size"
+            " max_address_ports max_holders max_holder_items max_held_items threads index_size"
         )
         for name in positive.split():
             if getattr(self, name) < 1:
@@ -149,6 +159,10 @@ class Settings:
             seed_timeout=max(self.interval * 5 // 2, 1200),
             leecher_timeout=max(self.leecher_interval * 5 // 2, 1200),
         )
+
+    def holdings_limits(self) -> tuple[int, int, int]:
+        """How many lists of holdings are kept, items of one of them, and items of all."""
+        return self.max_holders, self.max_holder_items, self.max_held_items
 
     def publisher_keys(self) -> frozenset[bytes]:
         """The keys that may publish, 32 bytes each; none means any.

@@ -338,6 +338,7 @@ def test_publish_and_look_up(site: Site, make_item: MakeItem) -> None:
                 "peers": ["[2001:db8::1]:3", "192.0.2.1:9", "192.0.2.1:1"],
             }
         ],
+        "holders": 0,
     }
 
 

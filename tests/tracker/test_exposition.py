@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from narswarm.errors import NarswarmError
+from tracker.bulk import BulkTotals
 from tracker.exposition import exposition, receive_buffer_errors
 from tracker.index import Totals
 from tracker.metrics import Metrics
@@ -39,6 +40,10 @@ def _index() -> Totals:
     return Totals(nars=1, torrents=2, narinfos=3, blocks=4, info_hashes=5, size=6)
 
 
+def _bulk() -> BulkTotals:
+    return BulkTotals(holders=1, held=2, wanted=3, polls=4, preparing=5)
+
+
 def _samples(text: bytes) -> dict[str, float]:
     """All samples, by name and labels as they are written."""
     return {
@@ -55,7 +60,7 @@ def test_names_and_labels(proc: Path) -> None:
     metrics = Metrics()
     metrics.requests.inc("udp", "ipv6", "announce", "ok", 3)
     metrics.latency.observe("http", "scrape", 0.002, 2)
-    text = exposition(metrics, lambda: SwarmTotals(1, 2, 3, 4, 5), _index, proc)()
+    text = exposition(metrics, lambda: SwarmTotals(1, 2, 3, 4, 5), _index, _bulk, proc)()
     found = _samples(text)
     process = {name for name in found if name.startswith("process_")}
     assert {"process_resident_memory_bytes{}", "process_open_fds{}"} <= process
@@ -81,6 +86,11 @@ def test_names_and_labels(proc: Path) -> None:
         f"{name}index_blocks{{}}": 4,
         f"{name}index_infohashes{{}}": 5,
         f"{name}index_size_bytes{{}}": 6,
+        f"{name}holders{{}}": 1,
+        f"{name}held_items{{}}": 2,
+        f"{name}wanted{{}}": 3,
+        f"{name}parked_polls{{}}": 4,
+        f"{name}preparing_answers_total{{}}": 5,
         f"{name}kernel_udp_receive_buffer_errors_total{{family=ipv4}}": 5,
         f"{name}kernel_udp_receive_buffer_errors_total{{family=ipv6}}": 11,
     }
@@ -95,7 +105,8 @@ def test_index_that_cannot_be_read(proc: Path) -> None:
     def broken() -> Totals:
         raise NarswarmError("index", "is broken")
 
-    found = _samples(exposition(Metrics(), lambda: SwarmTotals(1, 0, 0, 0, 0), broken, proc)())
+    totals = SwarmTotals(1, 0, 0, 0, 0)
+    found = _samples(exposition(Metrics(), lambda: totals, broken, _bulk, proc)())
     assert found["narswarm_tracker_index_up{}"] == 0
     assert found["narswarm_tracker_swarms{}"] == 1
     assert "narswarm_tracker_index_nars{}" not in found
