@@ -126,6 +126,7 @@ struct swarms_policy swarms_get_policy(struct swarms *swarms);
 /* A batch of datagrams takes the mutex once: between these two calls, and on this thread only, the
  * functions `..._locked` may be called instead of those without. */
 void swarms_lock(struct swarms *swarms);
+bool swarms_trylock(struct swarms *swarms); /* whether it was free, and is taken */
 void swarms_unlock(struct swarms *swarms);
 enum swarms_status swarms_announce_locked(struct swarms *swarms,
                                           const struct swarms_request *request, int64_t now,
@@ -200,8 +201,8 @@ bool swarms_set_networks(struct swarms *swarms, const struct swarms_network *net
 
 /* As swarms_announce, but whatever is listed or blocked, and without intervals: for a caller that
  * asked about these already. `numwant` of the request is the number of peers, not negative. */
-void swarms_enter(struct swarms *swarms, const struct swarms_request *request, int64_t now,
-                  struct swarms_answer *answer);
+void swarms_enter_locked(struct swarms *swarms, const struct swarms_request *request, int64_t now,
+                         struct swarms_answer *answer);
 
 /* Look at several swarms as if they were one (the two of a hybrid): who is in more than one counts
  * once. Writes at most `limit` peers, seeds first: *packed is allocated with malloc and has
@@ -215,7 +216,7 @@ bool swarms_sample(struct swarms *swarms, const uint8_t *info_hashes, size_t cou
  * looked at. The mutex is held meanwhile, so a small budget keeps pauses short. */
 bool swarms_expire(struct swarms *swarms, int64_t now, size_t budget, uint64_t *expired);
 
-struct swarms_totals swarms_get_totals(struct swarms *swarms);
+struct swarms_totals swarms_get_totals_locked(struct swarms *swarms);
 
 /* Begin with a number of downloads that was kept elsewhere; only with keep_downloads. */
 void swarms_restore(struct swarms *swarms, const uint8_t *info_hash, uint32_t downloaded);
