@@ -239,11 +239,7 @@ class Announcer:
         return [found.get(info_hash, _NONE) for info_hash in info_hashes]
 
     def totals(self) -> SwarmTotals:
-        """How many swarms and peers there are.
-
-        Raises:
-            StoreDownError: the store of swarms doesn't answer.
-        """
+        """How many swarms and peers there are."""
         return self._swarms.totals()
 
     def check(self) -> None:
@@ -255,19 +251,11 @@ class Announcer:
         self._swarms.check()
 
     def restore_downloads(self, downloads: Mapping[bytes, int]) -> None:
-        """Begin with numbers of downloads that were kept elsewhere.
-
-        Raises:
-            StoreDownError: the store of swarms doesn't answer.
-        """
+        """Begin with numbers of downloads that were kept elsewhere."""
         self._swarms.restore(downloads)
 
     def take_downloads(self) -> dict[bytes, int]:
-        """The numbers of downloads that changed since this was asked the last time.
-
-        Raises:
-            StoreDownError: the store of swarms doesn't answer; they are handed out later.
-        """
+        """The numbers of downloads that changed since this was asked the last time."""
         return self._swarms.take_downloads()
 
     def give_back_downloads(self, downloads: Mapping[bytes, int]) -> None:
@@ -287,12 +275,13 @@ class Announcer:
     def expire(self, now: int) -> int:
         """Forget the peers of all swarms that fell silent or are blocked; return how many.
 
-        Raises:
-            StoreDownError: the store of swarms doesn't answer.
+        None while the store of swarms doesn't answer; they are forgotten the next time.
         """
-        return self._swarms.expire(
-            now, self.blocks.has_address if self.blocks.has_networks else None
-        )
+        unwanted = self.blocks.has_address if self.blocks.has_networks else None
+        try:
+            return self._swarms.expire(now, unwanted)
+        except StoreDownError:
+            return 0
 
 
 class _Counted:

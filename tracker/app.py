@@ -178,9 +178,10 @@ class TrackerApp:
         return response
 
     def _healthz(self) -> Response:
-        """Whether this process answers, and its database too."""
+        """Whether this process answers, and so do its database and its store of swarms."""
         try:
             self._index.check()
+            self._announcer.check()
         except NarswarmError as error:
             return error_response(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         return Response("ok\n", content_type="text/plain;charset=utf-8")

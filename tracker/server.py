@@ -34,7 +34,7 @@ from tracker.announcer import Announcer
 from tracker.app import TrackerApp
 from tracker.index import Index
 from tracker.settings import Settings, parse_listen
-from tracker.swarmstore import MemorySwarms
+from tracker.stores import open_swarms
 from tracker.udp import UdpResponder, UdpServer, UdpSockets, load_key
 from tracker.wire_udp import ConnectionIds
 
@@ -68,6 +68,7 @@ def serve(settings: Settings, reload: Callable[[], Settings] | None = None) -> N
     settings.policy()
     settings.publisher_keys()
     settings.metrics_networks()
+    open_swarms(settings, random.Random()).close()  # noqa: S311 - nothing is chosen
     Index(settings.data, max_bytes=settings.index_size).close()
     with (
         _Lock(settings.data),
@@ -255,9 +256,9 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         settings = self._settings
         logging.basicConfig(level=logging.INFO, format="tracker: %(message)s", stream=sys.stderr)
         index = Index(settings.data, max_bytes=settings.index_size)
-        swarms = MemorySwarms(settings.limits(), keep_downloads=not settings.open)
-        is_listed = _anything if settings.open else index.is_listed
         rng = random.Random()  # noqa: S311 - it chooses peers, and keeps no secret
+        swarms = open_swarms(settings, rng)
+        is_listed = _anything if settings.open else index.is_listed
         announcer = Announcer(settings.policy(), swarms, is_listed, rng)
         acl_file = AclFile(settings.acl, index)
         acl_file.refresh()

@@ -12,7 +12,11 @@ from pathlib import Path
 from narswarm.acl import GUIX_ACL
 from narswarm.errors import SettingsError
 from tracker.policy import Network, Policy, parse_networks
+from tracker.redis_link import parse_url
 from tracker.swarms import Limits
+
+IN_MEMORY = "memory"
+"""The value of `swarms` that needs no other program."""
 
 _KEY_BYTES = 32
 _LONGEST_INTERVAL = 86_400
@@ -35,6 +39,10 @@ class Settings:
     data: Path = field(
         default=Path("/var/lib/narswarm/tracker"),
         metadata={"help": "Directory of the index."},
+    )
+    swarms: str = field(
+        default="memory",
+        metadata={"help": "Where swarms are: memory, or redis://HOST:PORT/DATABASE to share them."},
     )
     index_size: int = field(
         default=20 << 30,
@@ -120,6 +128,8 @@ class Settings:
         for server in self.nar_servers:
             if not _URL.fullmatch(server):
                 raise SettingsError("nar_servers", f"{server!r} is not an http or https URL")
+        if self.swarms != IN_MEMORY:
+            parse_url(self.swarms)
         if not self.listen:
             raise SettingsError("listen", "names no address")
 

@@ -51,7 +51,11 @@ class Asked(NamedTuple):
 
 
 class SwarmStore(Protocol):
-    """Keeps swarms. Each method may raise `StoreDownError` where a store is another process."""
+    """Keeps swarms.
+
+    What asks for peers or counts, and `expire`, raise `StoreDownError` where a store is another
+    process that doesn't answer; everything else does what it can.
+    """
 
     def announce(self, request: AnnounceRequest, address: bytes, numwant: int, now: int) -> Answer:
         """Take in one announce and choose peers for the asker; see `Swarms.announce`."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -15,6 +15,8 @@ from narswarm.gcrypt import KeyPair
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.payload import file_name
+from tests import engines
+from tests.engines import Engine
 
 SERVER = "https://bordeaux.guix.gnu.org"
 
@@ -78,3 +80,17 @@ def make_item_fixture(signer: KeyPair) -> MakeItem:
         return Item(nar_hash, hash_part, narinfo.with_sources(signed, sources), meta)
 
     return make
+
+
+@pytest.fixture(scope="session", name="redis")
+def redis_fixture() -> Iterator[Engine]:
+    """A Redis for all tests that don't end it; each has names of its own."""
+    with engines.redis_server() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session", name="postgres")
+def postgres_fixture() -> Iterator[Engine]:
+    """A PostgreSQL for all tests that don't end it; each has a schema of its own."""
+    with engines.postgres_server() as engine:
+        yield engine

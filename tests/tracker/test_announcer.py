@@ -6,17 +6,18 @@ from __future__ import annotations
 from contextlib import suppress
 from ipaddress import ip_network
 from random import Random
+from typing import NoReturn
 
 import pytest
 
 from narswarm import bencoding
 from tracker import swarmstore
-from tracker.announcer import Announcer, BlockedError, RefusedAddressError
+from tracker.announcer import Announcer, BlockedError, RefusedAddressError, UnavailableError
 from tracker.blocks import BlockList
 from tracker.policy import Policy, parse_networks
 from tracker.swarms import Limits
-from tracker.swarmstore import MemorySwarms, SwarmTotals
-from tracker.wire_http import AnnounceRequest, Counts, WireError
+from tracker.swarmstore import MemorySwarms, StoreDownError, SwarmTotals
+from tracker.wire_http import AnnounceReply, AnnounceRequest, Counts, WireError
 
 LISTED = b"l" * 20
 OTHER = b"o" * 20
@@ -235,3 +236,58 @@ def test_silent_peers(
         _announce(announcer, _query(info_hash), now=now)
     assert [announcer.expire(NOW + later) for later in (100, 101, 150, 151)] == [0, 1, 0, 1]
     assert sum(swarms.totals()[1:]) == 0
+
+
+class Down(MemorySwarms):
+    """A store that doesn't answer."""
+
+    def __init__(self) -> None:
+        super().__init__(Limits(), keep_downloads=True)
+        self.announce_many = self.counts = self.sample = self.announce = self._fail  # type: ignore[method-assign,assignment]
+        self.expire = self.check = self._fail  # type: ignore[method-assign,assignment]
+
+    def _fail(self, *_: object) -> NoReturn:
+        raise StoreDownError("store", "is down")
+
+
+def test_store_that_does_not_answer() -> None:
+    """Clients are told to come back soon; the index has its answers; nothing else breaks."""
+    announcer = Announcer(Policy(), Down(), {LISTED}.__contains__, Random(1))  # noqa: S311
+    assert _announce(announcer, _query()) == {
+        b"failure reason": b"tracker: does not reach its swarms now",
+        b"interval": 60,
+        b"retry in": 1,
+    }
+    with pytest.raises(WireError) as caught:
+        announcer.scrape_http(b"info_hash=%b" % LISTED, "::1", None)
+    assert str(caught.value) == "tracker: does not reach its swarms now"
+    request = AnnounceRequest(LISTED, b"p" * 20, 1)
+    unlisted, failed = announcer.announce_many(
+        [(request._replace(info_hash=UNLISTED), bytes(4)), (request, bytes(4))], NOW
+    )
+    assert unlisted is None
+    assert isinstance(failed, UnavailableError)
+    assert announcer.sample([LISTED], 5) == (Counts(0, 0, 0, 0), [])
+    assert announcer.expire(NOW) == 0
+    with pytest.raises(StoreDownError):
+        announcer.check()
+    assert announcer.metrics.requests.values() == {
+        ("http", "ipv4", "announce", "failed"): 1,
+        ("http", "ipv6", "scrape", "failed"): 1,
+    }
+
+
+def test_many_at_once(announcer: Announcer) -> None:
+    """Each has the answer that it would have alone."""
+    announcer.blocks = BlockList({OTHER})
+    requests = [AnnounceRequest(each, b"p" * 20, 1) for each in (LISTED, UNLISTED, OTHER, LISTED)]
+    addresses = [bytes([number]) * 4 for number in range(4)]
+    first, unlisted, blocked, second = announcer.announce_many(
+        list(zip(requests, addresses, strict=True)), NOW
+    )
+    assert isinstance(first, AnnounceReply)
+    assert isinstance(second, AnnounceReply)
+    assert (first.peers4, second.peers4) == (b"", bytes(4) + b"\0\1")
+    assert second.external_ip == addresses[3]
+    assert unlisted is None
+    assert isinstance(blocked, BlockedError)

@@ -58,6 +58,7 @@ def test_timeouts_follow_intervals(interval: int, timeout: int) -> None:
     [
         ({"interval": 0}, "interval: is less than 1"),
         ({"interval": 86_401}, "interval: is longer than a day"),
+        ({"swarms": "disk"}, "swarms: is neither memory nor redis://HOST:PORT/DATABASE"),
         ({"leecher_interval": 86_401}, "leecher_interval: is longer than a day"),
         ({"threads": 0}, "threads: is less than 1"),
         ({"index_size": -1}, "index_size: is less than 1"),

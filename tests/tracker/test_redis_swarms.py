@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What swarms in Redis have beyond the rules of every store: others, restarts, and rubbish."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests import engines
+from tests.engines import Engine
+from tracker.redis_link import Link, parse_url
+from tracker.redis_swarms import BATCH, RedisSwarms
+from tracker.swarms import Answer, Limits
+from tracker.swarmstore import Asked, StoreDownError, SwarmTotals
+from tracker.wire_http import AnnounceRequest, Counts, Event
+
+HASH = b"}{" * 10
+OTHER = bytes(range(20))
+NOW = 1_700_000_000
+NAMES = itertools.count()
+
+Make = Callable[..., RedisSwarms]
+
+
+@pytest.fixture(name="url")
+def url_fixture(redis: Engine) -> str:
+    """A Redis, and a prefix that nobody else has."""
+    return f"{redis.url}?prefix=own-{next(NAMES)}"
+
+
+@pytest.fixture(name="make")
+def make_fixture(url: str) -> Iterator[Make]:
+    """Makes trackers' views of the same swarms."""
+    made = []
+
+    def make(limits: Limits | None = None, url: str = url, *, sweep: int = 0) -> RedisSwarms:
+        made.append(RedisSwarms(url, limits or Limits(), keep_downloads=True, sweep_seconds=sweep))
+        return made[-1]
+
+    yield make
+    for swarms in made:
+        swarms.close()
+
+
+def asked(
+    port: int = 1,
+    *,
+    left: int = 1,
+    event: Event = Event.NONE,
+    info_hash: bytes = HASH,
+    host: int = 1,
+) -> Asked:
+    """An announce from 10.0.0.<host>."""
+    request = AnnounceRequest(info_hash, b"p" * 20, port, left, event)
+    return Asked(request, bytes([10, 0, 0, host]), 50, NOW)
+
+
+def name(url: str, info_hash: bytes = HASH) -> str:
+    """What the keys of a swarm begin with."""
+    tag = base64.urlsafe_b64encode(info_hash).rstrip(b"=").decode()
+    return f"{parse_url(url)[1]}:{{{tag}}}"
+
+
+@pytest.fixture(name="raw")
+def raw_fixture(url: str) -> Iterator[Link]:
+    """Redis itself."""
+    link = Link(parse_url(url)[0])
+    yield link
+    link.close()
+
+
+def test_trackers_share(make: Make) -> None:
+    """What one is told the other tells: peers, counts, downloads and totals."""
+    one, other = make(), make()
+    one.announce(*asked(left=0, event=Event.COMPLETED))
+    assert other.announce(*asked(2)) == Answer(
+        Counts(1, 1, 1, 1), other.announce(*asked(2)).selection
+    )
+    assert other.announce(*asked(2)).selection.peers4 == b"\x0a\0\0\1\0\1"
+    assert one.counts([HASH, OTHER]) == [Counts(1, 1, 1, 1), Counts(0, 0, 0, 0)]
+    other.totals()  # says what changed there
+    assert one.totals() == other.totals() == SwarmTotals(1, 1, 0, 1, 0)
+    assert one.take_downloads() == {HASH: 1}
+    assert other.take_downloads() == {}
+
+
+def test_many_at_once(make: Make) -> None:
+    """They are taken in their order, in one go."""
+    swarms = make()
+    answers = swarms.announce_many(
+        [asked(port, info_hash=h) for h in (HASH, OTHER) for port in (1, 2)]
+    )
+    assert [answer.counts.incomplete for answer in answers] == [1, 2, 1, 2]
+    assert [len(answer.selection.peers4) for answer in answers] == [0, 6, 0, 6]
+    assert swarms.announce_many([]) == []
+
+
+def test_keys(make: Make, url: str, raw: Link) -> None:
+    """All keys of a swarm have its hash tag, and each goes by itself when nobody comes any more."""
+    swarms = make(Limits(address_ports=2, seed_timeout=1000, leecher_timeout=100))
+    for port in (1, 2, 3):
+        swarms.announce(*asked(port, event=Event.PAUSED))
+    swarms.announce(*asked(left=0, event=Event.COMPLETED, host=2))
+    found = raw.ask("KEYS", f"{parse_url(url)[1]}:[{{]*")
+    assert isinstance(found, list)
+    assert sorted(found) == [f"{name(url)}:{each}".encode() for each in ("0", "2", "d", "n2", "p")]
+    assert {each[-2:]: raw.ask("TTL", each) for each in found if not each.endswith(b"d")} == {
+        b":0": 1300,
+        b":2": 400,
+        b"n2": 400,
+        b":p": 400,
+    }
+    assert swarms.counts([HASH]) == [Counts(1, 2, 1, 0)]
+
+
+def test_large_swarms(make: Make) -> None:
+    """Beyond the sizes at which Redis packs and networks are counted, the rules are the same."""
+    swarms = make(Limits(address_ports=40))
+    swarms.announce_many([asked(port, host=1) for port in range(1, 31)])
+    swarms.announce_many([asked(port, host=host) for port in (1, 2) for host in range(2, 200)])
+    swarms.announce_many([asked(port, host=1) for port in range(31, 51)])
+    assert swarms.counts([HASH]) == [Counts(0, 40 + 2 * 198, 0, 40 + 2 * 198)]
+    swarms.announce_many([asked(port, host=1, event=Event.STOPPED) for port in range(1, 51)])
+    assert swarms.counts([HASH]) == [Counts(0, 2 * 198, 0, 2 * 198)]
+    counts, peers = swarms.sample([HASH], 50)
+    assert (counts.incomplete, len(set(peers))) == (2 * 198, 50)
+    assert swarms.expire(NOW + 5000) == 2 * 198
+    assert swarms.totals() == SwarmTotals(0, 0, 0, 0, 0)
+
+
+def test_large_samples(make: Make) -> None:
+    """Of two swarms with more peers than are compared, the larger one counts."""
+    swarms = make()
+    for info_hash in (HASH, OTHER):
+        for start in range(0, 1200, 100):
+            some = range(start, start + 100 + 10 * (info_hash == HASH))
+            swarms.announce_many(
+                [asked(1 + n // 200, host=n % 200, info_hash=info_hash) for n in some]
+            )
+    counts, peers = swarms.sample([OTHER, HASH], 5)
+    assert (counts.incomplete, len(peers)) == (1210, 5)
+
+
+def test_sweeps_take_turns(make: Make, url: str, raw: Link) -> None:
+    """One tracker sweeps at a time, others soon after it need not; totals are exact again."""
+    one, other = make(), make(sweep=45)
+    one.announce(*asked())
+    one.totals()
+    lease = f"{parse_url(url)[1]}:sweeper"
+    raw.ask("SET", lease, "another")
+    assert one.expire(NOW + 2000) == 0
+    raw.ask("DEL", lease)
+    raw.ask("HSET", f"{parse_url(url)[1]}:totals", 0, 77, 3, "rubbish")
+    assert one.expire(NOW) == 0
+    assert one.totals() == other.totals() == SwarmTotals(1, 0, 0, 1, 0)
+    assert other.expire(NOW + 44) == 0
+    one.announce(*asked(2))
+    assert other.expire(NOW + 2000) == 2
+    assert raw.ask("EXISTS", lease) == 0
+
+
+def test_rubbish(make: Make, url: str, raw: Link) -> None:
+    """What no tracker wrote is passed over and swept away; other swarms aren't touched by it."""
+    swarms = make()
+    swarms.announce_many([asked(), asked(info_hash=OTHER)])
+    pool = f"{name(url)}:2"
+    raw.ask("HSET", pool, "short", "x", b"\x0a\0\0\7\0\7", "x", b"\x0a\0\0\1\0\2", b"")
+    raw.ask("HSET", f"{name(url)}:n2", b"\x0a\0\0\1", "odd")
+    raw.ask("SET", f"{name(url)}:d", "many")
+    answer = swarms.announce(*asked(9, event=Event.COMPLETED))
+    assert answer.counts.downloaded == 1
+    assert b"short" not in answer.selection.peers4
+    assert swarms.expire(NOW) == 3
+    assert swarms.counts([HASH]) == [Counts(1, 1, 1, 1)]
+    raw.ask("SET", pool, "no hash at all")
+    one, other = swarms.announce_many([asked(2), asked(2, info_hash=OTHER)])
+    assert one.counts == Counts(0, 0, 0, 0)
+    assert other.counts == Counts(0, 2, 0, 2)
+    assert swarms.counts([HASH, OTHER]) == [Counts(0, 0, 0, 0), Counts(0, 2, 0, 2)]
+    assert swarms.sample([HASH, OTHER], 9)[0] == Counts(0, 2, 0, 2)
+    with pytest.raises(StoreDownError) as caught:
+        swarms.announce(*asked(2))
+    assert str(caught.value).startswith("Redis: ")
+    assert "WRONGTYPE" in str(caught.value)
+    raw.ask("SET", f"{parse_url(url)[1]}:{{nonsense}}:0", "x")
+    assert swarms.expire(NOW) == 0
+
+
+def test_restored_downloads(make: Make) -> None:
+    """The higher number counts, and many are taken at once."""
+    swarms = make()
+    swarms.announce(*asked(event=Event.COMPLETED))
+    others = {b"%020d" % number: number for number in range(BATCH + 5)}
+    swarms.restore({HASH: 7, OTHER: 1, **others})
+    make().restore({HASH: 3, OTHER: 9})
+    assert [each.downloaded for each in swarms.counts([HASH, OTHER, b"%020d" % 203])] == [7, 9, 203]
+
+
+def test_gone_and_back(caplog: pytest.LogCaptureFixture) -> None:
+    """Without Redis all that must answer says so at once; with it, everything goes on."""
+    with engines.redis_server() as engine:
+        swarms = RedisSwarms(engine.url, Limits(), keep_downloads=True)
+        swarms.announce(*asked(event=Event.COMPLETED))
+        before = swarms.totals()
+        engine.stop()
+        for ask in (
+            lambda: swarms.announce(*asked()),
+            lambda: swarms.counts([HASH]),
+            lambda: swarms.sample([HASH], 1),
+            lambda: swarms.expire(NOW),
+            swarms.check,
+        ):
+            with pytest.raises(StoreDownError):
+                ask()
+        assert swarms.totals() == before
+        assert swarms.take_downloads() == {}
+        caplog.set_level(logging.WARNING)
+        swarms.restore({OTHER: 5})
+        assert caplog.messages == [
+            "numbers of downloads are taken up later: Redis: does not answer"
+        ]
+        engine.start()
+        swarms._link._failures = 0  # as after the pause
+        swarms.check()
+        swarms.expire(NOW)
+        assert swarms.counts([OTHER])[0].downloaded == 5
+        assert swarms.take_downloads() == {HASH: 0}
+        swarms.close()

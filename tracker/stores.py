@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where swarms are kept, as the settings say."""
+
+from __future__ import annotations
+
+from random import Random
+
+from tracker.redis_swarms import RedisSwarms
+from tracker.settings import IN_MEMORY, Settings
+from tracker.swarmstore import MemorySwarms, SwarmStore
+
+
+def open_swarms(settings: Settings, rng: Random) -> SwarmStore:
+    """Swarms in this process's memory, or those in Redis, whether or not it answers now.
+
+    Raises:
+        SettingsError: Redis' Python package isn't installed, or doesn't take the URL.
+    """
+    keep_downloads = not settings.open
+    if settings.swarms == IN_MEMORY:
+        return MemorySwarms(settings.limits(), keep_downloads=keep_downloads, rng=rng)
+    return RedisSwarms(settings.swarms, settings.limits(), keep_downloads=keep_downloads, rng=rng)
