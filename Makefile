@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: venv demo lint unit e2e test bench clean
+.PHONY: venv demo lint manual unit e2e test clean
 
 venv:
 	@scripts/make-venv $(VENV) $(PYTHON)
@@ -17,6 +17,10 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Manual pages and completions of the commands' help texts.
+manual: venv
+	$(BIN)/python scripts/manual.py
 
 unit: venv
 	$(BIN)/python -m pytest -m "not e2e" $(PYTEST_ARGS)
