@@ -80,7 +80,7 @@ def test_commands_of_a_wheel_run_outside_the_tree(wheel: Path, tmp_path: Path) -
         "module.main()"
     )
     for name in COMMANDS:
-        command = [sys.executable, "-c", script, packages, name, "--version"]
+        command = [sys.executable, "-c", script, str(packages), name, "--version"]
         assert run(command, tmp_path).startswith(f"{name} (narswarm) ")
     assert sorted(path.name for path in (environment / "bin").iterdir()) == sorted(COMMANDS)
 
