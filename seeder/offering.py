@@ -256,6 +256,25 @@ class Offering:
             format_size(item.nar_size),
         )
 
+    def adopt(self, nar: Nar) -> None:
+        """Offer a payload that was fetched and is in its place by now.
+
+        Args:
+            nar: with the narinfo that vouches for it.
+        """
+        self._state.add(nar, self._trackers)
+        self._publish(nar.nar_hash)
+        offer = Offer(nar.nar_hash, nar.store_path, nar.payload, nar.length, nar.infohash)
+        self._seed(offer, nar.torrent)
+        log.info("seeding %s, which was fetched", nar.store_path)
+
+    def withdraw(self, nar_hash: bytes, infohash: str) -> None:
+        """Offer a torrent no more, if it is offered: its payload isn't the NAR."""
+        offer = self._offered.get(nar_hash)
+        if offer is not None and offer.infohash == infohash:
+            log.warning("%s: its payload was another NAR", offer.store_path)
+            self._drop(offer)
+
     def _miss(self, item: Item, reason: str, first: float) -> None:
         self._state.miss(item.store_path, reason, self._clock(), first, DAY)
 
