@@ -17,17 +17,17 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from narswarm.errors import BusyError, SettingsError
 from narswarm.files import write_atomically
 from tracker import wire_udp
-from tracker.announcer import UNLISTED, Announcer, BlockedError
+from tracker.announcer import UNLISTED, Announcer, BlockedError, UnavailableError
 from tracker.datagrams import Datagrams
 from tracker.metrics import Action, Family, Outcome, family_of
-from tracker.wire_http import WireError
+from tracker.wire_http import AnnounceReply, AnnounceRequest, WireError
 from tracker.wire_udp import ANNOUNCE_BYTES, HEADER_BYTES, ConnectionIds
 
 KEY_FILE = "udp.key"
@@ -131,26 +131,43 @@ class UdpResponder:
         self._tally: Counter[tuple[Family, Action, Outcome]] = Counter()
 
     def respond(self, packet: bytes, address: bytes, now: int) -> bytes | None:
-        """Answer a datagram, or nothing.
+        """Answer a datagram, or nothing; see `respond_many`."""
+        return self.respond_many([(packet, address)], now)[0]
+
+    def respond_many(self, received: Sequence[tuple[bytes, bytes]], now: int) -> list[bytes | None]:
+        """Answer datagrams, each with another or with nothing; their announces in one go.
 
         Whoever didn't prove that the address is its own gets nothing, or a connection id in as
         many bytes as it sent.
 
         Args:
-            packet: what was received.
-            address: where it came from, 4 or 16 bytes.
+            received: datagrams, and the addresses where they came from, 4 or 16 bytes.
             now: seconds since the epoch.
         """
-        action = _ACTIONS.get(packet[8:12])
-        if action is None or len(packet) < HEADER_BYTES:
-            return None
-        outcome, reply = self._answer(action, packet, address, now)
-        self._tally[family_of(address), action, outcome] += 1
-        return reply
+        replies: list[bytes | None] = [None] * len(received)
+        announces: list[tuple[int, AnnounceRequest, bytes]] = []
+        for number, (packet, address) in enumerate(received):
+            action = _ACTIONS.get(packet[8:12])
+            if action is None or len(packet) < HEADER_BYTES:
+                continue
+            answered = self._answer(action, packet, address, now)
+            if isinstance(answered, AnnounceRequest):
+                announces.append((number, answered, address))
+                continue
+            outcome, replies[number] = answered
+            self._tally[family_of(address), action, outcome] += 1
+        if announces:
+            asked = [(request, address) for _, request, address in announces]
+            found = self._announcer.announce_many(asked, now)
+            for (number, _, address), reply in zip(announces, found, strict=True):
+                outcome, replies[number] = _announced(received[number][0], reply)
+                self._tally[family_of(address), "announce", outcome] += 1
+        return replies
 
     def _answer(
         self, action: Action, packet: bytes, address: bytes, now: int
-    ) -> tuple[Outcome, bytes | None]:
+    ) -> tuple[Outcome, bytes | None] | AnnounceRequest:
+        """The answer to all that is no announce of swarms, or what is to be announced."""
         if self._announcer.refuses(address):
             return "refused", None
         transaction = packet[12:HEADER_BYTES]
@@ -161,19 +178,17 @@ class UdpResponder:
         if not self._ids.holds(packet[:8], address, now):
             return "dropped", None
         if action == "scrape":
-            counts = self._announcer.counts(wire_udp.parse_scrape(packet))
+            try:
+                counts = self._announcer.counts(wire_udp.parse_scrape(packet))
+            except UnavailableError as error:
+                return "failed", wire_udp.error_reply(transaction, str(error))
             return "ok", wire_udp.scrape_reply(transaction, counts)
         if len(packet) < ANNOUNCE_BYTES:
             return "malformed", None
         try:
-            reply = self._announcer.announce(wire_udp.parse_announce(packet), address, now)
-        except BlockedError as error:
-            return "blocked", wire_udp.error_reply(transaction, str(error))
+            return wire_udp.parse_announce(packet)
         except WireError as error:
             return "malformed", wire_udp.error_reply(transaction, str(error))
-        if reply is None:
-            return "unlisted", wire_udp.error_reply(transaction, UNLISTED)
-        return "ok", wire_udp.announce_reply(transaction, reply)
 
     def count(self, seconds: float) -> None:
         """Hand over how many datagrams there were since the last time.
@@ -187,6 +202,17 @@ class UdpResponder:
             if outcome == "ok":
                 metrics.latency.observe("udp", action, seconds, amount)
         self._tally.clear()
+
+
+def _announced(packet: bytes, reply: AnnounceReply | WireError | None) -> tuple[Outcome, bytes]:
+    """What came of an announce, and the answer to it."""
+    transaction = packet[12:HEADER_BYTES]
+    if reply is None:
+        return "unlisted", wire_udp.error_reply(transaction, UNLISTED)
+    if isinstance(reply, WireError):
+        outcome: Outcome = "blocked" if isinstance(reply, BlockedError) else "failed"
+        return outcome, wire_udp.error_reply(transaction, str(reply))
+    return "ok", wire_udp.announce_reply(transaction, reply)
 
 
 class UdpServer:
@@ -241,12 +267,15 @@ class UdpServer:
         """Answer one batch."""
         start = time.perf_counter()
         now = int(self._clock())
-        respond = self._responder.respond
-        replies = []
-        for slot, address, data in datagrams.receive():
-            reply = respond(data, address, now)
-            if reply is not None:
-                replies.append((slot, reply))
+        received = list(datagrams.receive())
+        answers = self._responder.respond_many(
+            [(data, address) for _, address, data in received], now
+        )
+        replies = [
+            (slot, answer)
+            for (slot, _, _), answer in zip(received, answers, strict=True)
+            if answer is not None
+        ]
         if replies:
             datagrams.send(replies)
         self._responder.count(time.perf_counter() - start)

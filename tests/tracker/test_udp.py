@@ -23,9 +23,9 @@ from tracker.announcer import Announcer
 from tracker.blocks import BlockList
 from tracker.policy import Policy
 from tracker.swarms import Limits
-from tracker.swarmstore import MemorySwarms
+from tracker.swarmstore import MemorySwarms, StoreDownError
 from tracker.udp import UdpResponder, UdpServer, UdpSockets, load_key
-from tracker.wire_http import MAX_SCRAPE
+from tracker.wire_http import MAX_SCRAPE, AnnounceRequest
 from tracker.wire_udp import ConnectionIds
 
 LISTED = b"l" * 20
@@ -205,6 +205,57 @@ def test_scrape(client: Client, swarms: MemorySwarms) -> None:
     assert client.scrape(UNLISTED, LISTED, LISTED) == [0, 0, 0, 1, 0, 1, 1, 0, 1]
     assert len(client.scrape(*[UNLISTED] * 80)) == MAX_SCRAPE * 3
     assert swarms.totals().swarms == 1
+
+
+def test_batches(responder: UdpResponder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each datagram of a batch has its own answer; its announces are one request of the store."""
+    asked: list[int] = []
+    announcer = responder._announcer
+    original = announcer.announce_many
+
+    def watched(some: list[tuple[AnnounceRequest, bytes]], now: int) -> list[Any]:
+        asked.append(len(some))
+        return original(some, now)
+
+    monkeypatch.setattr(announcer, "announce_many", watched)
+    first, second = IDS.issue(FOUR, NOW), IDS.issue(SIX, NOW)
+    body = TRANSACTION + LISTED + b"p" * 20 + bytes(24) + bytes(12) + b"\xff" * 4 + b"\0\1"
+    announce = b"\0\0\0\1" + body
+    unlisted = announce.replace(LISTED, UNLISTED)
+    packets = [
+        (first + announce, FOUR),
+        (CONNECT, FOUR),
+        (first + announce, SIX),
+        (second + unlisted, SIX),
+        (second + announce, SIX),
+    ]
+    one, connect, dropped, refused, two = responder.respond_many(packets, NOW)
+    assert asked == [3]
+    assert one is not None
+    assert two is not None
+    assert one[12:20] == b"\0\0\0\0\0\0\0\1"
+    assert two[12:20] == b"\0\0\0\0\0\0\0\2"
+    assert connect == bytes(4) + TRANSACTION + first
+    assert dropped is None
+    assert refused == b"\0\0\0\3" + TRANSACTION + b"info_hash: is not in this tracker's index"
+
+
+def test_store_that_does_not_answer(
+    client: Client, responder: UdpResponder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Announces and scrapes get an error; connection ids are given out all the same."""
+
+    def fail(*_: object) -> None:
+        raise StoreDownError("store", "is down")
+
+    store = responder._announcer._swarms
+    monkeypatch.setattr(store, "announce_many", fail)
+    monkeypatch.setattr(store, "counts", fail)
+    text = b"tracker: does not reach its swarms now"
+    body = TRANSACTION + LISTED + b"p" * 20 + bytes(24) + bytes(12) + b"\xff" * 4 + b"\0\1"
+    for packet in (b"\0\0\0\1" + body, b"\0\0\0\2" + TRANSACTION + LISTED):
+        assert client.send(client.id + packet) == b"\0\0\0\3" + TRANSACTION + text
+    assert client.send(CONNECT) == bytes(4) + TRANSACTION + client.id
 
 
 def test_unlisted_infohashes_cost_nothing(client: Client, swarms: MemorySwarms) -> None:
@@ -489,11 +540,11 @@ def test_server_survives(
     class Faulty:
         calls = 0
 
-        def respond(self, *_: object) -> bytes:
+        def respond_many(self, received: list[tuple[bytes, bytes]], _now: int) -> list[bytes]:
             self.calls += 1
             if self.calls == 1:
                 raise RuntimeError("a fault")
-            return b"well"
+            return [b"well"] * len(received)
 
         def count(self, seconds: float) -> None:
             assert seconds > 0
