@@ -248,7 +248,6 @@ class Swarm:
         record = Torrent(None, TorrentStatus(facts.infohash, facts.name), download)
         if not self._add(params, record):
             raise BusyError(facts.name, "this session has that torrent already")
-        self._choose_transport()
         return download
 
     def _add(self, params: Any, record: Torrent) -> bool:
@@ -260,6 +259,8 @@ class Swarm:
                 return False
             # Known before libtorrent's first alert about it can be.
             events.torrents[infohash] = record
+        if record.download is not None:
+            self._choose_transport()  # before it connects to anybody
         try:
             record.handle = session.add_torrent(params)
         except RuntimeError as error:
