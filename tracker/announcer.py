@@ -63,7 +63,6 @@ class Announcer:
 
     Attributes:
         metrics: the same.
-        blocks: what the operator keeps out; another list may take its place at any time.
     """
 
     def __init__(
@@ -80,6 +79,15 @@ class Announcer:
         self._rng = rng
         self.metrics = metrics or Metrics()
         self.blocks = BlockList()
+
+    @property
+    def blocks(self) -> BlockList:
+        """What the operator keeps out; another list may take its place at any time."""
+        return self._blocks
+
+    @blocks.setter
+    def blocks(self, blocks: BlockList) -> None:
+        self._blocks = blocks
 
     def reconfigure(self, policy: Policy, limits: Limits) -> None:
         """Go on with other decisions of the operator."""

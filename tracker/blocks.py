@@ -148,6 +148,14 @@ class BlockList:
             for size, shift, found in self._networks
         )
 
+    def packed_networks(self) -> list[tuple[bytes, int]]:
+        """The blocked networks: an address of 4 or 16 bytes, and how many of its bits count."""
+        return [
+            ((bits << shift).to_bytes(size), size * 8 - shift)
+            for size, shift, found in self._networks
+            for bits in found
+        ]
+
     @property
     def has_networks(self) -> bool:
         """Whether any address is blocked."""

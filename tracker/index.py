@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
 from narswarm.payload import Kind
@@ -101,6 +101,16 @@ class Totals(NamedTuple):
     size: int
 
 
+class ListWatcher(Protocol):
+    """Who has a list of its own of what may be tracked; it is told at once."""
+
+    def replace_listed(self, info_hashes: Collection[bytes]) -> None:
+        """The infohashes, 20 bytes each, are these now."""
+
+    def change_listed(self, added: Collection[bytes], removed: Collection[bytes]) -> None:
+        """These came, and those went."""
+
+
 class Index:
     """The index in a directory. Its methods may be called from any thread.
 
@@ -118,6 +128,7 @@ class Index:
         self._lock = threading.Lock()
         self._connection = database.connect(directory, create=True, max_bytes=max_bytes)
         self._listed: set[bytes] = set()
+        self._watcher: ListWatcher | None = None
         self._seen_version = 0
         self.blocks = BlockList()
         """What announces have to be asked about beside whether they are listed."""
@@ -135,6 +146,12 @@ class Index:
     def is_listed(self, info_hash: bytes) -> bool:
         """Whether an infohash of 20 bytes belongs to a torrent that is vouched for."""
         return info_hash in self._listed
+
+    def watch(self, watcher: ListWatcher) -> None:
+        """Have somebody else know at any time which infohashes are listed."""
+        with self._lock:
+            self._watcher = watcher
+            watcher.replace_listed(self._listed)
 
     def authorize(self, authorizes: Callable[[bytes], bool]) -> None:
         """Apply an access control list to all that is in the index.
@@ -183,6 +200,8 @@ class Index:
                 # Still locked: who reads the list anew meanwhile may know better.
                 self._listed.update(after)
                 self._listed.difference_update(before - after)
+                if self._watcher is not None:
+                    self._watcher.change_listed(after - before, before - after)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                 raise IndexFullError("index", "is full") from error
@@ -299,6 +318,8 @@ class Index:
                 " AND EXISTS (SELECT 1 FROM support WHERE support.torrent = torrents.id)"
             )
             self._listed = {info_hash[:HASH_BYTES] for row in rows for info_hash in row}
+            if self._watcher is not None:
+                self._watcher.replace_listed(self._listed)
             self.blocks = blocks.load(self._connection)
 
     def _data_version(self) -> int:
