@@ -15,6 +15,8 @@ from typing import NoReturn
 
 import pytest
 
+from tracker.native import AVAILABLE
+
 
 def program(name: str, package: str | None = None, *, folders: Sequence[str] = ()) -> str:
     """Where a program is.
@@ -31,6 +33,12 @@ def program(name: str, package: str | None = None, *, folders: Sequence[str] = (
     if found is None:
         missing(f"{name} is not installed", package or name)
     return found
+
+
+def native() -> None:
+    """A test of the tracker's native engine, which is built with gcc and Python's headers."""
+    if not AVAILABLE:
+        missing("the native engine of the tracker is not built")
 
 
 def root() -> None:

@@ -15,6 +15,7 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    InfoMetricFamily,
     Metric,
 )
 from prometheus_client.registry import Collector
@@ -84,6 +85,17 @@ class _Collector(Collector):
         for family, count in receive_buffer_errors(self._proc).items():
             drops.add_metric([family], count)
         yield drops
+        dropped = CounterMetricFamily(
+            f"{_PREFIX}_udp_dropped_datagrams",
+            "Datagrams that the kernel dropped at a socket of this tracker.",
+            labels=["listen"],
+        )
+        for listen, count in sorted(self._metrics.udp_drops().items()):
+            dropped.add_metric([listen], count)
+        yield dropped
+        engine = InfoMetricFamily(f"{_PREFIX}_engine", "What answers announces.")
+        engine.add_metric([], {"engine": self._metrics.engine})
+        yield engine
 
     def _requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Final, Literal, NamedTuple
 
 Protocol = Literal["http", "udp"]
@@ -22,6 +24,8 @@ Outcome = Literal["ok", "malformed", "unlisted", "blocked", "refused", "dropped"
 in the index; `blocked`: by the operator; `refused`: not allowed; `dropped`: not answered at all;
 `failed`: for a reason of the tracker's own.
 """
+
+Engine = Literal["native", "python"]
 
 BOUNDS: Final = (
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0,
@@ -48,6 +52,11 @@ class Requests:
         self._lock = threading.Lock()
         # Keyed by plain tuples: to make a named one takes longer than the addition.
         self._counts: Counter[tuple[Protocol, Family, Action, Outcome]] = Counter()
+        self._others: list[Callable[[], Mapping[RequestKey, int]]] = []
+
+    def join(self, other: Callable[[], Mapping[RequestKey, int]]) -> None:
+        """Tell the numbers of another counter as well, which is asked when these are."""
+        self._others.append(other)
 
     def inc(
         self,
@@ -64,7 +73,14 @@ class Requests:
     def values(self) -> dict[RequestKey, int]:
         """The numbers as they are now."""
         with self._lock:
-            return {RequestKey(*key): count for key, count in self._counts.items()}
+            found = Counter({RequestKey(*key): count for key, count in self._counts.items()})
+        for other in self._others:
+            found.update(other())
+        return dict(found)
+
+
+Buckets = tuple[list[int], float]
+"""Observations in each bucket, one more than `BOUNDS`, and their sum in seconds."""
 
 
 class Histogram(NamedTuple):
@@ -86,6 +102,11 @@ class Latency:
             lambda: [0] * (len(BOUNDS) + 1)
         )
         self._seconds: defaultdict[tuple[Protocol, Action], float] = defaultdict(float)
+        self._others: list[Callable[[], Mapping[tuple[Protocol, Action], Buckets]]] = []
+
+    def join(self, other: Callable[[], Mapping[tuple[Protocol, Action], Buckets]]) -> None:
+        """Tell the observations of another one as well, which is asked when these are."""
+        self._others.append(other)
 
     def observe(self, protocol: Protocol, action: Action, seconds: float, amount: int = 1) -> None:
         """Note how long a reply took; of a batch, how long each of its replies took."""
@@ -98,15 +119,18 @@ class Latency:
     def values(self) -> dict[tuple[Protocol, Action], Histogram]:
         """The distributions as they are now."""
         with self._lock:
-            copy = [
-                (key, list(counts), self._seconds[key]) for key, counts in self._buckets.items()
-            ]
-        found = {}
-        for key, counts, seconds in copy:
-            for index in range(1, len(counts)):
-                counts[index] += counts[index - 1]
-            found[key] = Histogram(tuple(counts), seconds)
-        return found
+            found = {
+                key: (list(counts), self._seconds[key]) for key, counts in self._buckets.items()
+            }
+        for other in self._others:
+            for key, (counts, seconds) in other().items():
+                before, more = found.get(key, ([0] * len(counts), 0.0))
+                summed = [one + two for one, two in zip(before, counts, strict=True)]
+                found[key] = (summed, more + seconds)
+        return {
+            key: Histogram(tuple(accumulate(counts)), seconds)
+            for key, (counts, seconds) in found.items()
+        }
 
 
 class Metrics:
@@ -115,11 +139,15 @@ class Metrics:
     Attributes:
         requests: requests by what came of them.
         latency: how long replies took.
+        engine: what answers announces: `native` or `python`.
+        udp_drops: says how many datagrams the kernel dropped at each UDP socket, by its address.
     """
 
     def __init__(self) -> None:
         self.requests = Requests()
         self.latency = Latency()
+        self.engine: Engine = "python"
+        self.udp_drops: Callable[[], Mapping[str, int]] = dict
 
 
 def family_of(address: bytes) -> Family:

@@ -60,6 +60,7 @@ def test_names_and_labels(proc: Path) -> None:
     metrics = Metrics()
     metrics.requests.inc("udp", "ipv6", "announce", "ok", 3)
     metrics.latency.observe("http", "scrape", 0.002, 2)
+    metrics.udp_drops = lambda: {"[::]:6969": 7}
     text = exposition(metrics, lambda: SwarmTotals(1, 2, 3, 4, 5), _index, _bulk, proc)()
     found = _samples(text)
     process = {name for name in found if name.startswith("process_")}
@@ -93,6 +94,8 @@ def test_names_and_labels(proc: Path) -> None:
         f"{name}preparing_answers_total{{}}": 5,
         f"{name}kernel_udp_receive_buffer_errors_total{{family=ipv4}}": 5,
         f"{name}kernel_udp_receive_buffer_errors_total{{family=ipv6}}": 11,
+        f"{name}udp_dropped_datagrams_total{{listen=[::]:6969}}": 7,
+        f"{name}engine_info{{engine=python}}": 1,
     }
     bucket = f"{name}reply_duration_seconds_bucket{{action=scrape,le=%s,protocol=http}}"
     assert (buckets[bucket % "0.001"], buckets[bucket % "0.0025"]) == (0, 2)

@@ -6,13 +6,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Protocol
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import needs
+from tracker.blocks import BlockList
+from tracker.native import NativeSwarms
 from tracker.redis_swarms import RedisSwarms
 from tracker.swarms import Answer, Limits
 from tracker.swarmstore import MemorySwarms, SwarmStore, SwarmTotals
@@ -82,10 +85,12 @@ class Make(Protocol):
         """Make one."""
 
 
-@pytest.fixture(name="make", params=["memory", "redis"], scope="module")
+@pytest.fixture(name="make", params=["memory", "native", "redis"], scope="module")
 def make_fixture(request: pytest.FixtureRequest) -> Iterator[Make]:
     """What makes stores of each kind."""
     stores = []
+    if request.param == "native":
+        needs.native()
     url = request.getfixturevalue("redis").url if request.param == "redis" else ""
 
     def make(limits: Limits = _LIMITS, *, keep_downloads: bool = False) -> Swarm:
@@ -93,6 +98,8 @@ def make_fixture(request: pytest.FixtureRequest) -> Iterator[Make]:
         if url:
             named = f"{url}?prefix=test-{next(_names)}"
             store = RedisSwarms(named, limits, keep_downloads=keep_downloads, sweep_seconds=0)
+        elif request.param == "native":
+            store = NativeSwarms(limits, is_open=True, keep_downloads=keep_downloads)
         else:
             store = MemorySwarms(limits, keep_downloads=keep_downloads)
         stores.append(store)
@@ -371,7 +378,10 @@ def test_unwanted_addresses_are_forgotten(
         swarm.announce("10.0.0.2", left=1)
     for port in (1, 2):
         swarm.announce(str(unwanted), port, left=port - 1, info_hash=OTHER)
-    assert swarm.swarms.expire(NOW, unwanted.packed.__eq__) == 2
+    blocks = BlockList(networks=[ip_network(str(unwanted))])
+    if isinstance(swarm.swarms, NativeSwarms):
+        swarm.swarms.block(blocks)
+    assert swarm.swarms.expire(NOW, blocks.has_address) == 2
     assert swarm.totals == totals
     assert swarm.kept == 1
 
