@@ -23,7 +23,8 @@ from typing import Any
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from narswarm.acl import Acl
-from narswarm.control import ControlServer
+from narswarm.candidates import Torrents
+from narswarm.control import NAME
 from narswarm.errors import CodecError, InvalidInputError, NarswarmError, NotFoundError
 from narswarm.files import write_atomically
 from narswarm.httpclient import HttpClient
@@ -33,7 +34,11 @@ from narswarm.payload import check_codec
 from narswarm.sdnotify import Notifier
 from narswarm.swarm import Swarm
 from narswarm.trackerclient import TrackerIndex
-from seeder.control import MODE
+from seeder.control import listening
+from seeder.fetching import Fetcher
+from seeder.fetching_adopt import Adopter
+from seeder.fetching_control import FetchControl, Permissions
+from seeder.fetching_store import FetchStore
 from seeder.inventory import Inventory, NarDirectory, StoreInventory
 from seeder.offering import Offering, fingerprint
 from seeder.payloads import PayloadMaker
@@ -53,6 +58,9 @@ PUBLISH_INTERVAL = 15.0
 WATCH_INTERVAL = 15.0
 PRESENCE_INTERVAL = 60.0
 REQUEST_TIMEOUT = 10.0
+LOOKUPS = 16
+"""Requests that a tracker's index gets at a time while items are fetched ahead."""
+
 MAX_FILES = 65_536
 
 
@@ -108,8 +116,17 @@ class Seeder:
             self._build(acl, client)
             self._port = self._swarm.listen_port
             self._offering.restore(acl, fingerprint(acl_text))
-            control = ControlServer(settings.state, {"status": self._answer_status}, mode=MODE)
-            stack.callback(control.close)
+            stack.callback(self._torrents.close)
+            stack.callback(self._fetcher.close)
+            fetches = FetchControl(self._fetcher)
+            stack.enter_context(
+                listening(
+                    (settings.state / NAME, settings.socket),
+                    {"status": self._answer_status, **fetches.operations},
+                    fetches.streams,
+                    Permissions(settings.control_users),
+                )
+            )
             scheduler = self._schedule()
             ready(len(self._offering), self._port)
             self._notifier.ready(f"{len(self._offering)} items, port {self._port}")
@@ -171,6 +188,24 @@ class Seeder:
             publish=self._publisher.publish,
             clock=time.time,
             stopping=self._stop.is_set,
+        )
+        self._torrents = Torrents(
+            settings.state / "torrents", [index for _, index in indexes], workers=LOOKUPS
+        )
+        self._fetcher = Fetcher(
+            swarm=self._swarm,
+            torrents=self._torrents,
+            store=FetchStore(settings.state / "fetching", settings.fetch_disk),
+            finisher=Adopter(
+                self._state,
+                self._offering,
+                vouchers,
+                self._torrents.refuse,
+                lambda: settings.max_disk - self._state.used(),
+                self._stop.is_set,
+            ),
+            trackers=[tracker.announce for tracker in trackers],
+            rate=settings.download_rate,
         )
         self._reannouncer = Reannouncer(self._swarm, self._offering.infohashes, self._stop.wait)
         self._presence = Presence(
@@ -244,6 +279,7 @@ class Seeder:
     def _expire(self) -> None:
         self._save_dht()
         self._offering.expire()
+        self._torrents.prune_if_due(time.time())
 
     def _announce(self, nar_hash: bytes) -> None:
         """A tracker knows a NAR by now; it may have refused the announce before."""
@@ -304,6 +340,8 @@ class Seeder:
             "uploaded": counters["uploaded"],
             "downloaded": counters["downloaded"],
             "dht_nodes": counters["dht_nodes"],
+            "fetching": sum(not view.over for _, view, _ in self._fetcher.views()),
+            "planned": self._fetcher.planned,
             "listen_port": self._port,
             "publisher": base64.b64encode(self._key.public).decode(),
             "started": int(self._started),

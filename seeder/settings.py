@@ -14,6 +14,9 @@ from narswarm.errors import SettingsError
 from narswarm.guixdb import DEFAULT_DATABASE
 from narswarm.swarm_settings import SwarmSettings, listen_port_of, split_address
 
+SOCKET = Path("/run/narswarm/seeder.sock")
+"""Where programs of this machine look first."""
+
 _ANNOUNCE = "/announce"
 _MIN_INTERVAL = 1.0
 
@@ -88,6 +91,28 @@ class Settings:
         default=0,
         metadata={"help": "Bytes a second to send at most; 0 for no limit.", "unit": "bytes"},
     )
+    download_rate: int = field(
+        default=0,
+        metadata={"help": "Bytes a second to fetch at most; 0 for no limit.", "unit": "bytes"},
+    )
+    fetch_disk: int = field(
+        default=4 << 30,
+        metadata={
+            "help": "Bytes that payloads may take while they are fetched for this machine.",
+            "unit": "bytes",
+        },
+    )
+    socket: Path = field(
+        default=SOCKET,
+        metadata={
+            "help": "Also listen for this machine's programs here, if the directory can be "
+            "written; always in the state directory."
+        },
+    )
+    control_users: tuple[str, ...] = field(
+        default=("guix-daemon",),
+        metadata={"help": "Users who may have items fetched, besides root and the seeder's own."},
+    )
     workers: int = field(
         default=0, metadata={"help": "Threads that compress; 0 for one on each core."}
     )
@@ -125,7 +150,7 @@ class Settings:
         for name in ("scan_interval", "expiry_interval"):
             if getattr(self, name) < _MIN_INTERVAL:
                 raise SettingsError(f"seeder.{name}", "is less than a second")
-        for name in ("workers", "upload_rate", "max_disk"):
+        for name in ("workers", "upload_rate", "download_rate", "max_disk", "fetch_disk"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"seeder.{name}", "is less than 0")
 
@@ -158,6 +183,7 @@ class Settings:
             role="seed",
             extra=self.libtorrent,
             upload_rate=self.upload_rate,
+            download_rate=self.download_rate,
         )
 
 

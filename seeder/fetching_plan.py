@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is fetched ahead, in which order, and how fast.
+
+guix-daemon substitutes one item after another, but it asks about all of them before. So the rest of
+a plan is fetched while its first items are restored: in the plan's order, small items many at a
+time, as they cost round trips, large ones few at a time, as they cost bandwidth; and never so fast
+that it takes more than half of the line from the item that somebody waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Mapping
+
+from narswarm.fetchclient import Wanted
+
+SMALL = 1 << 20
+"""Bytes of a NAR up to which it is small."""
+
+MAX_SMALL = 16
+MAX_LARGE = 4
+MAX_ITEMS = 20_000
+"""Items of all plans together."""
+
+MIN_RATE = 64 * 1024
+"""Bytes a second that fetching ahead gets at least: it isn't known yet how fast the line is."""
+
+_DECAY = 0.98
+
+
+class Plans:
+    """The plans of all clients. Not thread-safe: its owner has a lock."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Hashable, dict[bytes, Wanted]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(plan) for plan in self._plans.values())
+
+    def add(self, owner: Hashable, items: Iterable[Wanted]) -> int:
+        """Add to a client's plan; returns how many items are in it that weren't.
+
+        Args:
+            owner: of the plan.
+            items: in the order in which they will be wanted.
+        """
+        plan = self._plans.setdefault(owner, {})
+        room = MAX_ITEMS - len(self)
+        before = len(plan)
+        for item in items:
+            if len(plan) - before >= room:
+                break
+            plan.setdefault(item.nar_hash, item)
+        return len(plan) - before
+
+    def drop(self, owner: Hashable) -> None:
+        """Forget a client's plan."""
+        self._plans.pop(owner, None)
+
+    def done(self, nar_hash: bytes) -> None:
+        """Take an item out of all plans: it is being fetched, or was, or can't be."""
+        for plan in self._plans.values():
+            plan.pop(nar_hash, None)
+
+    def owners(self, nar_hash: bytes) -> set[Hashable]:
+        """Whose plans have an item."""
+        return {owner for owner, plan in self._plans.items() if nar_hash in plan}
+
+    def next(self, running: Mapping[bytes, int], room: int) -> Wanted | None:
+        """What to begin with now, fairly from each plan; None if it is enough for now.
+
+        Args:
+            running: sizes in bytes of the NARs that are fetched ahead now, by hash.
+            room: bytes of disk for them.
+        """
+        small = sum(size <= SMALL for size in running.values())
+        large = len(running) - small
+        # The plan that has been served least recently is first.
+        for owner, plan in list(self._plans.items()):
+            for item in plan.values():
+                if item.nar_hash in running or item.nar_size > room:
+                    continue
+                if (small < MAX_SMALL) if item.nar_size <= SMALL else (large < MAX_LARGE):
+                    self._plans[owner] = self._plans.pop(owner)
+                    return item
+                if small >= MAX_SMALL and large >= MAX_LARGE:
+                    return None
+        return None
+
+
+class Rates:
+    """How fast each item may be fetched ahead.
+
+    Args:
+        limit: bytes a second that the operator allows for all that is fetched, 0 for any number.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self._limit = limit
+        self._peak = 0.0
+
+    def share(self, rates: Collection[int], ahead: int, *, waiting: bool) -> int:
+        """Bytes a second for each item that is fetched ahead, 0 without limit.
+
+        Args:
+            rates: what each item gets now, all of them.
+            ahead: how many of them are fetched ahead.
+            waiting: whether somebody waits for another one now.
+        """
+        self._peak = max(self._peak * _DECAY, float(sum(rates)))
+        if not ahead or not (waiting or self._limit):
+            return 0
+        line = float(self._limit) if self._limit else self._peak
+        return max(MIN_RATE, int(line / 2)) // ahead or 1
