@@ -118,38 +118,58 @@ end
 
 local NOBODY = struct.pack('>I4I4', 0, 0)
 
-local function choose(order, limit, random, ids, own_place, own_key)
-  local peers, names = {[0] = {}, {}}, {[0] = {}, {}}
-  for at = 1, #order do
-    local place = tonumber(order:sub(at, at))
-    if limit > 0 and sizes[place] > 0 then
-      local mine = place == own_place
-      local wanted = mine and limit + 1 or limit
-      local pool = base .. ':' .. place
-      local found = ids and call('HRANDFIELD', pool, wanted, 'WITHVALUES')
-        or call('HRANDFIELD', pool, wanted)
-      local step, chosen = ids and 2 or 1, {}
-      for number = 1, #found, step do
-        local key = found[number]
-        if #key == WIDTH[place] and not (mine and key == own_key) then
-          chosen[#chosen + 1] = number
-        end
-      end
-      -- The asker wasn't among them: any of the others has to go, each as likely.
-      if #chosen > limit then table.remove(chosen, random % #chosen + 1) end
-      limit = limit - #chosen
-      local family = place % 2
-      for _, number in ipairs(chosen) do
-        table.insert(peers[family], found[number])
-        if ids then
-          local id = (found[number + 1] or ''):sub(6, RECORD)
-          table.insert(names[family], id .. string.rep('\0', 20 - #id))
-        end
+-- Keys that were found, and the peer ids behind them if there are any, without a key.
+local function sound(found, place, ids, without)
+  local keys, names = {}, {}
+  for number = 1, #found, ids and 2 or 1 do
+    local key = found[number]
+    if #key == WIDTH[place] and key ~= without then
+      keys[#keys + 1] = key
+      if ids then
+        local id = found[number + 1]:sub(6, RECORD)
+        names[#names + 1] = id .. string.rep('\0', 20 - #id)
       end
     end
   end
-  return struct.pack('>I4I4', #peers[0], #peers[1]) .. table.concat(peers[0])
-    .. table.concat(peers[1]) .. table.concat(names[0]) .. table.concat(names[1])
+  return keys, names
+end
+
+local function choose(order, limit, random, ids, own_place, own_key)
+  local amounts, peers, names = {[0] = 0, 0}, {[0] = '', ''}, {[0] = '', ''}
+  for at = 1, #order do
+    local place = tonumber(order:sub(at, at))
+    if limit > 0 and sizes[place] > 0 then
+      local pool, mine = base .. ':' .. place, place == own_place
+      local wanted = mine and limit + 1 or limit
+      local keys, identities
+      if ids then
+        keys = call('HRANDFIELD', pool, wanted, 'WITHVALUES')
+      elseif sizes[place] <= wanted then
+        keys = call('HKEYS', pool)
+      else
+        keys = call('HRANDFIELD', pool, wanted)
+      end
+      local text = not (ids or mine) and table.concat(keys)
+      -- All at once, unless they have to be looked at one by one.
+      if not text or #text ~= #keys * WIDTH[place] then
+        keys, identities = sound(keys, place, ids, mine and own_key)
+        if #keys > limit then
+          -- The asker wasn't among them: any of the others has to go, each as likely.
+          local gone = random % #keys + 1
+          table.remove(keys, gone)
+          if ids then table.remove(identities, gone) end
+        end
+        text = table.concat(keys)
+      end
+      limit = limit - #keys
+      local family = place % 2
+      amounts[family] = amounts[family] + #keys
+      peers[family] = peers[family] .. text
+      if ids then names[family] = names[family] .. table.concat(identities) end
+    end
+  end
+  return struct.pack('>I4I4', amounts[0], amounts[1])
+    .. peers[0] .. peers[1] .. names[0] .. names[1]
 end
 
 local operations = {}

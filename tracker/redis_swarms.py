@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import logging
 import os
-import re
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,15 @@ from random import Random
 from typing import Final
 
 from tracker.redis_link import Command, Link, parse_url
+from tracker.redis_replies import (
+    SUMMARY,
+    WIDTHS,
+    number,
+    numbers,
+    read_answer,
+    read_counts,
+    read_pools,
+)
 from tracker.swarms import Answer, Limits, Selection
 from tracker.swarmstore import Asked, StoreDownError, SwarmTotals
 from tracker.wire_http import HASH_BYTES, AnnounceRequest, Counts, Event
@@ -45,10 +53,7 @@ _GRACE_SECONDS = 300
 _DOWNLOADS_SECONDS = 400 * 86400
 
 _NUMBERS: Final = struct.Struct(">IBBBBBIIIIIII")
-_SUMMARY: Final = struct.Struct(">4I5i")
-_AMOUNTS: Final = struct.Struct(">II")
 _EVENTS: Final = {Event.COMPLETED: 1, Event.STOPPED: 2, Event.PAUSED: 3}
-_WIDTHS: Final = (6, 18)
 _NOTHING: Final = Answer(Counts(0, 0, 0, 0), Selection(b"", b""))
 _ORDERS: Final = {
     (needs_nothing, six, one_family): "".join(
@@ -126,7 +131,7 @@ class RedisSwarms:
         results = self._run(commands)
         answers = []
         for each, result in zip(asked, results, strict=True):
-            answer = _read_answer(result, each)
+            answer = read_answer(result, each)
             if answer and each.request.event is Event.COMPLETED:
                 with self._lock:
                     self._completed.add(each.request.info_hash)
@@ -140,7 +145,7 @@ class RedisSwarms:
         request, address, numwant, now = asked
         six, seed = len(address) > 4, request.is_seed
         event = _EVENTS.get(request.event, 0)
-        numbers = _NUMBERS.pack(
+        packed = _NUMBERS.pack(
             now,
             2 * (not seed) + six,
             event,
@@ -156,7 +161,7 @@ class RedisSwarms:
         )
         order = _ORDERS[seed or request.event is Event.PAUSED, six, request.one_family]
         key = address + request.port.to_bytes(2)
-        return self._call(request.info_hash, "announce", numbers, order, request.peer_id, key)
+        return self._call(request.info_hash, "announce", packed, order, request.peer_id, key)
 
     def _name(self, info_hash: bytes) -> str:
         # In base64, since a hash tag ends with the first brace.
@@ -186,12 +191,12 @@ class RedisSwarms:
                 self._add(unsaid)
             raise
         with self._lock:
-            self._known = _numbers(results[len(totals) - 1])
+            self._known = numbers(results[len(totals) - 1])
             for result in results[len(totals) :]:
                 if isinstance(result, list) and len(result) == 4:
                     result = result[1]  # noqa: PLW2901 - of a sweep
-                if isinstance(result, bytes) and len(result) >= _SUMMARY.size:
-                    *_, a, b, c, d, swarms = _SUMMARY.unpack_from(result)
+                if isinstance(result, bytes) and len(result) >= SUMMARY.size:
+                    *_, a, b, c, d, swarms = SUMMARY.unpack_from(result)
                     self._add([swarms, a, b, c, d])
         return results[len(totals) :]
 
@@ -207,7 +212,7 @@ class RedisSwarms:
         if not info_hashes:
             return []
         results = self._run([self._call(info_hash, "counts") for info_hash in info_hashes])
-        return [_read_counts(result) or _NOTHING.counts for result in results]
+        return [read_counts(result) or _NOTHING.counts for result in results]
 
     def sample(self, info_hashes: Sequence[bytes], limit: int) -> tuple[Counts, list[bytes]]:
         """Look at several swarms as if they were one.
@@ -223,13 +228,13 @@ class RedisSwarms:
         downloaded = partial = 0
         results = self._run([self._call(each, "sample", _EXACT) for each in info_hashes])
         for result in results:
-            counts = _read_counts(result)
+            counts = read_counts(result)
             if counts is None or not isinstance(result, bytes):
                 continue
             downloaded = max(downloaded, counts.downloaded)
             partial = max(partial, counts.incomplete - counts.downloaders)
             most = [max(most[0], counts.complete), max(most[1], counts.incomplete)]
-            for place, keys in enumerate(_read_pools(result)):
+            for place, keys in enumerate(read_pools(result)):
                 (leechers if place >= 2 else seeds).update(keys)
         leechers -= seeds
         peers: list[bytes] = []
@@ -263,7 +268,7 @@ class RedisSwarms:
         return expired
 
     def _swept_recently(self, now: int) -> bool:
-        last = _number(self._link.ask("GET", f"{self._prefix}:swept"))
+        last = number(self._link.ask("GET", f"{self._prefix}:swept"))
         return 0 <= now - last < self._sweep_seconds
 
     def _sweep(self, now: int, unwanted: Callable[[bytes], bool] | None) -> int:
@@ -321,7 +326,7 @@ class RedisSwarms:
             for (info_hash, place, _), result in zip(waiting, results, strict=True):
                 if not isinstance(result, list) or len(result) != 4:
                     continue  # a key that isn't ours, or not what it was
-                expired -= sum(_SUMMARY.unpack(result[1])[4:8])
+                expired -= sum(SUMMARY.unpack(result[1])[4:8])
                 if result[0] == b"0":
                     found[0] += result[2]
                     found[1 + place] += result[3]
@@ -348,8 +353,8 @@ class RedisSwarms:
                 if not gone:
                     continue
                 (result,) = self._run([self._call(info_hash, "forget", place, self._kept, *gone)])
-                if isinstance(result, bytes) and len(result) == _SUMMARY.size:
-                    *_, a, b, c, d, swarms = _SUMMARY.unpack(result)
+                if isinstance(result, bytes) and len(result) == SUMMARY.size:
+                    *_, a, b, c, d, swarms = SUMMARY.unpack(result)
                     for at, change in enumerate((swarms, a, b, c, d)):
                         found[at] = max(found[at] + change, 0)
                     forgotten -= a + b + c + d
@@ -364,7 +369,7 @@ class RedisSwarms:
             )
             if not isinstance(page, list) or len(page) != 2:
                 return
-            yield [key for key in page[1][::2] if len(key) == _WIDTHS[place % 2]]
+            yield [key for key in page[1][::2] if len(key) == WIDTHS[place % 2]]
             cursor = page[0]
             if cursor == b"0":
                 return
@@ -450,56 +455,3 @@ class RedisSwarms:
         except StoreDownError:
             _log.debug("the next sweep finds what changed")
         self._link.close()
-
-
-def _number(value: object) -> int:
-    """A number that isn't negative, or 0."""
-    return int(value) if isinstance(value, bytes) and re.fullmatch(rb"[0-9]{1,18}", value) else 0
-
-
-def _numbers(values: object) -> list[int]:
-    """Five numbers, zeros where they aren't any."""
-    found = values if isinstance(values, list) and len(values) == 5 else [None] * 5
-    return [_number(value) for value in found]
-
-
-def _read_counts(result: object) -> Counts | None:
-    """The counts that an operation's answer begins with."""
-    if not isinstance(result, bytes) or len(result) < _SUMMARY.size:
-        return None
-    complete, incomplete, downloaded, partial, *_ = _SUMMARY.unpack_from(result)
-    return Counts(complete, incomplete, downloaded, max(incomplete - partial, 0))
-
-
-def _read_answer(result: object, asked: Asked) -> Answer | None:
-    """The answer to an announce, or nothing when it isn't one."""
-    counts = _read_counts(result)
-    if counts is None or not isinstance(result, bytes):
-        return None
-    at = _SUMMARY.size + _AMOUNTS.size
-    if len(result) < at:
-        return None
-    amounts = _AMOUNTS.unpack_from(result, _SUMMARY.size)
-    with_ids = not (asked.request.compact or asked.request.no_peer_id)
-    if sum(amounts) > asked.numwant:
-        return None
-    parts: list[bytes] = []
-    for width in (*_WIDTHS, 20 * with_ids, 20 * with_ids):
-        size = amounts[len(parts) % 2] * width
-        parts.append(result[at : at + size])
-        at += size
-    return Answer(counts, Selection(*parts)) if at == len(result) else None
-
-
-def _read_pools(result: bytes) -> Iterator[list[bytes]]:
-    """The peers that an operation's answer has after the counts, by pool."""
-    at = _SUMMARY.size
-    for place in range(4):
-        if len(result) < at + _AMOUNTS.size:
-            return
-        _, amount = _AMOUNTS.unpack_from(result, at)
-        at += _AMOUNTS.size
-        width = _WIDTHS[place % 2]
-        end = min(at + amount * width, len(result))
-        yield [result[start : start + width] for start in range(at, end - width + 1, width)]
-        at = end
