@@ -210,6 +210,7 @@ class Admin:
             "pid": os.getpid(),
             "uptime_seconds": int(time.monotonic() - self._began),
             "open": self._settings.open,
+            "engine": self._announcer.metrics.engine,
             **swarms,
             **self._app.bulk.totals()._asdict(),
             "index": self._index.totals()._asdict(),

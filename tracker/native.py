@@ -211,6 +211,7 @@ class NativeAnnouncer(Announcer):
         self._native = swarms
         super().__init__(policy, swarms, is_listed, rng, metrics)
         swarms.decide(policy)
+        self.metrics.engine = "native"
         self.metrics.requests.join(swarms.requests)
         self.metrics.latency.join(swarms.latencies)
 

@@ -33,9 +33,12 @@ from tracker.admin import Admin
 from tracker.announcer import Announcer
 from tracker.app import TrackerApp
 from tracker.index import Index
+from tracker.native import NativeAnnouncer, NativeSwarms, NativeUdpServer
+from tracker.policy import Policy
 from tracker.settings import Settings, parse_listen
 from tracker.stores import open_swarms
-from tracker.udp import UdpResponder, UdpServer, UdpSockets, load_key
+from tracker.swarmstore import SwarmStore
+from tracker.udp import UdpResponder, UdpServer, UdpSockets, dropped_datagrams, load_key
 from tracker.wire_udp import ConnectionIds
 
 if TYPE_CHECKING:
@@ -148,9 +151,9 @@ def _listen(address: str) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(sock: socket.socket, scheme: str) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _OneWorkerArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
@@ -216,6 +219,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self._settings = settings
         self._reload = reload or (lambda: settings)
         self._admin: Admin | None = None
+        self._announcer: Announcer | None = None
         self._sockets = sockets
         self._udp_sockets = udp_sockets
         # Taken before gunicorn could say that it is ready when its worker isn't.
@@ -259,7 +263,9 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         rng = random.Random()  # noqa: S311 - it chooses peers, and keeps no secret
         swarms = open_swarms(settings, rng)
         is_listed = _anything if settings.open else index.is_listed
-        announcer = Announcer(settings.policy(), swarms, is_listed, rng)
+        self._announcer = announcer = _make_announcer(settings.policy(), swarms, is_listed, rng)
+        if isinstance(swarms, NativeSwarms) and not settings.open:
+            index.watch(swarms)
         acl_file = AclFile(settings.acl, index)
         acl_file.refresh()
         app = TrackerApp(settings, index, announcer, acl_file)
@@ -270,8 +276,13 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         )
         tidying.start()
         if self._udp_sockets:
-            responder = UdpResponder(announcer, ConnectionIds(load_key(settings.data)))
-            UdpServer(self._udp_sockets, responder).start()
+            announcer.metrics.udp_drops = lambda: dropped_datagrams(self._udp_sockets)
+            key = load_key(settings.data)
+            if isinstance(swarms, NativeSwarms):
+                NativeUdpServer(self._udp_sockets, swarms, key).start()
+            else:
+                responder = UdpResponder(announcer, ConnectionIds(key))
+                UdpServer(self._udp_sockets, responder).start()
         return app.wsgi()
 
     def request_reload(self) -> None:
@@ -293,8 +304,21 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self._notifier.ready("serving")
         if worker.age == 1:  # and not one that replaces a worker that crashed
             for listener in self._sockets:
-                sys.stdout.write(f"tracker: listening on {_url(listener)}\n")
+                sys.stdout.write(f"tracker: listening on {_url(listener, 'http')}\n")
+            for sock in self._udp_sockets:
+                sys.stdout.write(f"tracker: listening on {_url(sock, 'udp')}\n")
+            if self._announcer is not None:
+                sys.stdout.write(f"tracker: engine: {self._announcer.metrics.engine}\n")
             sys.stdout.flush()
+
+
+def _make_announcer(
+    policy: Policy, swarms: SwarmStore, is_listed: Callable[[bytes], bool], rng: random.Random
+) -> Announcer:
+    """The announcer that goes with a store."""
+    if isinstance(swarms, NativeSwarms):
+        return NativeAnnouncer(policy, swarms, is_listed, rng)
+    return Announcer(policy, swarms, is_listed, rng)
 
 
 def _anything(_info_hash: bytes) -> bool:

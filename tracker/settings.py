@@ -18,6 +18,9 @@ from tracker.swarms import Limits
 IN_MEMORY = "memory"
 """The value of `swarms` that needs no other program."""
 
+ENGINES = ("auto", "native", "python")
+"""The values of `engine`."""
+
 _KEY_BYTES = 32
 _LONGEST_INTERVAL = 86_400
 """Seconds. Whoever asks for more gets peers that are long gone, and a UDP reply has 32 bits."""
@@ -43,6 +46,10 @@ class Settings:
     swarms: str = field(
         default="memory",
         metadata={"help": "Where swarms are: memory, or redis://HOST:PORT/DATABASE to share them."},
+    )
+    engine: str = field(
+        default="auto",
+        metadata={"help": "What keeps swarms in memory: native (C), python, or auto, the better."},
     )
     index_size: int = field(
         default=20 << 30,
@@ -130,6 +137,10 @@ class Settings:
                 raise SettingsError("nar_servers", f"{server!r} is not an http or https URL")
         if self.swarms != IN_MEMORY:
             parse_url(self.swarms)
+        if self.engine not in ENGINES:
+            raise SettingsError("engine", f"{self.engine!r} is neither auto, native nor python")
+        if self.engine == "native" and self.swarms != IN_MEMORY:
+            raise SettingsError("engine", "native has its swarms in memory only")
         if not self.listen:
             raise SettingsError("listen", "names no address")
 

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from struct import Struct
 from typing import Final
 
 from narswarm.errors import BusyError, SettingsError
@@ -35,6 +36,8 @@ RECEIVE_BUFFER = 4 << 20
 """Bytes of the kernel's queue that are asked for. The system may allow less (net.core.rmem_max)."""
 
 _PAUSE_SECONDS = 1
+_SO_MEMINFO = 55  # of Linux; Python doesn't have it
+_MEMINFO = Struct("@9I")  # the last is SK_MEMINFO_DROPS
 _ACTIONS: Final[dict[bytes, Action]] = {
     wire_udp.CONNECT: "connect",
     wire_udp.ANNOUNCE: "announce",
@@ -64,6 +67,24 @@ def load_key(directory: Path) -> bytes:
     except OSError as error:
         raise SettingsError(path, error.strerror or str(error)) from error
     return key
+
+
+def dropped_datagrams(sockets: Iterable[socket.socket]) -> dict[str, int]:
+    """How many datagrams the kernel dropped at each socket, mostly as its buffer was full.
+
+    Returns:
+        The numbers by address and port.
+    """
+    found = {}
+    for sock in sockets:
+        info = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+        found[_name(sock)] = _MEMINFO.unpack(info)[-1]
+    return found
+
+
+def _name(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class UdpSockets:

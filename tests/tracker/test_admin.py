@@ -219,6 +219,7 @@ def test_numbers(make_tracker: MakeTracker, item: Any, tmp_path: Path) -> None:
         assert str(caught.value) == "torrents: are more than 10000"
     tracker.admin.stop()
     assert (stats["swarms"], stats["leechers_ipv4"], stats["open"]) == (2, 2, False)
+    assert stats["engine"] == "python"
     assert (stats["index"]["nars"], stats["index"]["info_hashes"]) == (1, 2)
     key = {"protocol": "http", "family": "ipv6", "action": "scrape", "outcome": "ok"}
     assert stats["requests"] == [{**key, "count": 1}]

@@ -60,6 +60,11 @@ def test_timeouts_follow_intervals(interval: int, timeout: int) -> None:
         ({"interval": 86_401}, "interval: is longer than a day"),
         ({"swarms": "disk"}, "swarms: is neither memory nor redis://HOST:PORT/DATABASE"),
         ({"leecher_interval": 86_401}, "leecher_interval: is longer than a day"),
+        ({"engine": "c"}, "engine: 'c' is neither auto, native nor python"),
+        (
+            {"engine": "native", "swarms": "redis://127.0.0.1/0"},
+            "engine: native has its swarms in memory only",
+        ),
         ({"threads": 0}, "threads: is less than 1"),
         ({"index_size": -1}, "index_size: is less than 1"),
         ({"numwant": 201}, "numwant: is not between 0 and max_numwant, 200"),
