@@ -200,7 +200,11 @@ def _reading(source: str) -> Iterator[None]:
 def _wanted(entry: dict[str, Any]) -> WantedNar:
     text = entry["nar_hash"]
     _require(isinstance(text, str), "nar_hash")
-    return WantedNar(base32.parse_hash(text), _integer(entry, "requests", _MAX_COUNT))
+    try:
+        nar_hash = base32.parse_hash(text)
+    except InvalidInputError as error:  # its subject are the stranger's own words
+        raise InvalidInputError("nar_hash", error.reason) from None
+    return WantedNar(nar_hash, _integer(entry, "requests", _MAX_COUNT))
 
 
 def _torrent(entry: dict[str, Any], nar_hash: bytes) -> IndexedTorrent:

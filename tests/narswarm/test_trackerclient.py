@@ -3,31 +3,32 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
-from hypothesis import strategies as st
 
-from narswarm import base32, bencoding, httpsig, metainfo, narinfo
+from narswarm import base32, bencoding, httpsig, metainfo
 from narswarm.errors import NetworkError
 from narswarm.httpclient import Response
 from narswarm.httpsig import PublisherKey
 from narswarm.payload import Kind
 from narswarm.trackerclient import (
     MAX_ANSWER,
-    MAX_PEERS,
-    MAX_TORRENTS,
+    HoldingsReply,
     IndexedTorrent,
     IndexEntry,
+    LaterError,
     Peer,
+    PreparingError,
     RefusedError,
+    StaleHoldingsError,
     TrackerIndex,
-    parse_entry,
+    WantedNar,
+    WantedReply,
+    pack_hashes,
 )
 
 NAR = bytes(range(32))
@@ -68,8 +69,12 @@ ENTRY = IndexedTorrent(
 class Fake:
     """A client whose server always answers the same, and that remembers what was asked."""
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(
+        self, status: int, body: bytes, headers: Mapping[str, str] | None = None, timeout: int = 5
+    ) -> None:
         self.status = status
+        self.headers = headers or {}
+        self.timeout = timeout
         self.body = body
         self.asked: list[tuple[str, str, Mapping[str, str], bytes, int]] = []
 
@@ -84,9 +89,9 @@ class Fake:
         timeout: float | None = None,
     ) -> Response:
         """Answer as was determined."""
-        assert timeout == 5
+        assert timeout == self.timeout
         self.asked.append((method, url, headers or {}, body or b"", max_bytes))
-        return Response(self.status, {}, self.body, url)
+        return Response(self.status, self.headers, self.body, url)
 
 
 def _index(status: int, body: bytes) -> tuple[TrackerIndex, Fake]:
@@ -190,128 +195,112 @@ def test_refused_publications(status: int) -> None:
         assert caught.value.status == status
 
 
-def _with(path: str, value: object) -> bytes:
-    answer = copy.deepcopy(ANSWER)
-    place: Any = answer
-    *parents, last = path.split(".")
-    for name in parents:
-        place = place[int(name) if name.isdigit() else name]
-    place[last] = value
-    return json.dumps(answer).encode()
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 2),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "0"}, 1),
+        ({"retry-after": "999999"}, 3600),
+        ({"retry-after": "-1"}, 2),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, 2),
+    ],
+)
+def test_torrent_in_preparation(headers: Mapping[str, str], seconds: int) -> None:
+    """A torrent that is being made is to be asked for again, within reason."""
+    fake = Fake(202, b"{}", headers)
+    with pytest.raises(PreparingError) as caught:
+        TrackerIndex(fake, BASE, timeout=5).torrent(NAR)
+    assert str(caught.value) == f"{URL}.torrent: is being prepared"
+    assert caught.value.retry_after == seconds
+    assert not isinstance(caught.value, NetworkError)
 
 
-def _without(name: str) -> bytes:
-    torrent = {key: value for key, value in TORRENT.items() if key != name}
-    answer = {key: value for key, value in ANSWER.items() if key != name}
-    return json.dumps(answer if name in ANSWER else answer | {"torrents": [torrent]}).encode()
+def test_lookup_of_what_could_be_made() -> None:
+    """What has holders but no torrents is an entry, too."""
+    answer: dict[str, Any] = {
+        "nar_hash": f"sha256:{TEXT}",
+        "nar_size": None,
+        "torrents": [],
+        "holders": 2,
+    }
+    index, _ = _index(202, json.dumps(answer).encode())
+    assert index.lookup(NAR) == IndexEntry(NAR, None, (), 2)
+
+
+def _hold(index: TrackerIndex, key: PublisherKey) -> HoldingsReply:
+    return index.holdings(
+        key, base=1, generation=2, added=NAR, removed=b"", port=6881, now=1_700_000_000
+    )
+
+
+def test_holdings() -> None:
+    """Holdings are a signed POST of what changed."""
+    key = PublisherKey.generate()
+    index, fake = _index(200, b'{"generation": 2, "held": 1, "lease": 1800}')
+    assert _hold(index, key) == HoldingsReply(2, 1, 1800)
+    ((method, url, headers, body, _),) = fake.asked
+    assert (method, url) == ("POST", f"{BASE}/v1/holdings")
+    assert headers["Content-Type"] == "application/x-bencode"
+    assert bencoding.decode(body, "body") == {
+        b"added": NAR,
+        b"base": 1,
+        b"generation": 2,
+        b"port": 6881,
+        b"removed": b"",
+    }
+    path = "/v1/holdings"
+    assert httpsig.verify_request("POST", path, headers, body, 1_700_000_000) == key.public
+
+
+def test_wanted() -> None:
+    """What is wanted is asked for with a signature, and longer than the wait."""
+    key = PublisherKey.generate()
+    answer = {"cursor": 9, "wanted": [{"nar_hash": f"sha256:{TEXT}", "requests": 3}]}
+    fake = Fake(200, json.dumps(answer).encode(), timeout=60)
+    index = TrackerIndex(fake, BASE, timeout=5)
+    reply = index.wanted(key, 8, 50, 1_700_000_000)
+    assert reply == WantedReply(9, (WantedNar(NAR, 3),))
+    ((method, url, headers, body, _),) = fake.asked
+    assert (method, url, body) == ("GET", f"{BASE}/v1/wanted?since=8&wait=50", b"")
+    assert "Content-Type" not in headers
+    path = "/v1/wanted"
+    assert httpsig.verify_request("GET", path, headers, b"", 1_700_000_000) == key.public
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("status", "body", "kind"),
     [
-        (b"", "answers something that is not JSON"),
-        (b"{", "answers something that is not JSON"),
-        (b"\xff", "answers something that is not JSON"),
-        (b"[" * 100_000, "answers something that is not JSON"),
-        (b'{"nar_size": ' + b"9" * 5000 + b"}", "answers something that is not JSON"),
-        (b"[]", "answers with another structure than an index"),
-        (b"null", "answers with another structure than an index"),
-        (b'"x"', "answers with another structure than an index"),
-        (_with("torrents", [5]), "answers with another structure than an index"),
-        (_with("torrents.0.kind", []), "answers with another structure than an index"),
-        (_with("torrents", {}), "answers with an invalid torrents"),
-        (_with("nar_hash", TEXT), "answers with an invalid nar_hash"),
-        (_with("nar_hash", base32.format_hash(bytes(32))), "answers with an invalid nar_hash"),
-        (_with("nar_size", -1), "answers with an invalid nar_size"),
-        (_with("nar_size", True), "answers with an invalid nar_size"),
-        (_with("nar_size", 1.0), "answers with an invalid nar_size"),
-        (_with("nar_size", narinfo.MAX_NAR_SIZE + 1), "answers with an invalid nar_size"),
-        (_with("torrents.0.name", "../../etc/passwd"), "answers with an invalid name"),
-        (_with("torrents.0.name", f"{TEXT}.nar"), "answers with an invalid name"),
-        (_with("torrents.0.length", metainfo.MAX_LENGTH + 1), "answers with an invalid length"),
-        (_with("torrents.0.infohash_v1", "01" * 19), "answers with an invalid infohash_v1"),
-        (_with("torrents.0.infohash_v1", "AB" * 20), "answers with an invalid infohash_v1"),
-        (_with("torrents.0.infohash_v2", "0 " * 32), "answers with an invalid infohash_v2"),
-        (_with("torrents.0.infohash_v2", None), "answers with an invalid infohash_v2"),
-        (_with("torrents.0.seeders", "2"), "answers with an invalid seeders"),
-        (_with("torrents.0.leechers", None), "answers with an invalid leechers"),
-        (_with("torrents.0.publishers", 2**31 + 1), "answers with an invalid publishers"),
-        (_with("torrents.0.peers", "x"), "answers with an invalid peers"),
-        *((_without(name), f"answers without {name}") for name in (*ANSWER, *TORRENT)),
+        (409, b'{"error": "x: y", "generation": 3}', StaleHoldingsError),
+        (409, b'{"error": "x: y", "generation": -1}', RefusedError),
+        (409, b'{"error": "x: y", "generation": true}', RefusedError),
+        (409, b'{"error": "x: y"}', RefusedError),
+        (429, b'{"error": "x: y"}', LaterError),
+        (503, b'{"error": "x: y"}', LaterError),
+        (403, b'{"error": "x: y"}', RefusedError),
+        (507, b'{"error": "x: y"}', NetworkError),
     ],
 )
-def test_bad_answers(body: bytes, reason: str) -> None:
-    """What isn't exactly an answer to the question is none at all."""
+def test_refused_holdings(status: int, body: bytes, kind: type[NetworkError]) -> None:
+    """What to do next differs: send all, come later, give up, or try again."""
+    key = PublisherKey.generate()
+    fake = Fake(status, body, {"retry-after": "60"})
+    index = TrackerIndex(fake, BASE, timeout=5)
     with pytest.raises(NetworkError) as caught:
-        parse_entry(body, NAR, URL)
-    assert str(caught.value) == f"{URL}: {reason}"
+        _hold(index, key)
+    assert type(caught.value) is kind
+    assert str(caught.value) == f"{BASE}/v1/holdings: answers {status}: x: y"
+    if isinstance(caught.value, StaleHoldingsError):
+        assert caught.value.generation == 3
+    if isinstance(caught.value, LaterError):
+        assert caught.value.retry_after == 60
+    fake.timeout = 10
+    with pytest.raises(kind):
+        index.wanted(key, 0, 0, 1_700_000_000)
 
 
-@pytest.mark.parametrize(
-    "peer",
-    [
-        "tracker.example:6881",
-        "localhost:1",
-        "192.0.2.1",
-        "192.0.2.1:",
-        "192.0.2.1:0",
-        "192.0.2.1:01",
-        "192.0.2.1:65536",
-        "192.0.2.1:6881 ",
-        "192.0.2.1:6881/x",
-        "192.0.2.01:1",
-        "192.0.2.256:1",
-        "2001:db8::1:1",
-        "[192.0.2.1]:1",
-        "[fe80::1%eth0]:1",
-        "[:::]:1",
-        "0.0.0.0:1",
-        "[::]:1",
-        "224.0.0.1:1",
-        "[ff02::1]:1",
-        5,
-        None,
-        ["192.0.2.1:1"],
-    ],
-)
-def test_peers_that_are_no_addresses(peer: object) -> None:
-    """Names, and addresses that nobody can listen on, are passed over."""
-    entry = parse_entry(_with("torrents.0.peers", [peer, "192.0.2.7:65535"]), NAR, URL)
-    assert entry.torrents[0].peers == (Peer("192.0.2.7", 65535),)
-
-
-def test_bounds() -> None:
-    """Of more torrents or peers than are useful, the first are read."""
-    peers = [f"192.0.2.1:{port}" for port in range(1, MAX_PEERS + 2)]
-    entry = parse_entry(_with("torrents", [TORRENT | {"peers": peers}] * 20), NAR, URL)
-    assert len(entry.torrents) == MAX_TORRENTS
-    assert [peer.port for peer in entry.torrents[0].peers] == list(range(1, MAX_PEERS + 1))
-
-
-def test_kinds() -> None:
-    """A kind of payload that came later doesn't hide those that are known."""
-    plain = TORRENT | {"kind": "nar", "name": f"{TEXT}.nar"}
-    entry = parse_entry(_with("torrents", [{"kind": "nar.br"}, plain]), NAR, URL)
-    assert [torrent.kind for torrent in entry.torrents] == [Kind.NAR]
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
-)
-
-
-@given(JSON, st.sampled_from([*ANSWER, *(f"torrents.0.{name}" for name in TORRENT)]))
-def test_any_json_is_judged(value: object, path: str) -> None:
-    """Whatever stands in an answer, it is read or refused."""
-    attempts: list[Callable[[], bytes]] = [
-        lambda: _with(path, value),
-        lambda: json.dumps(value).encode(),
-    ]
-    for attempt in attempts:
-        try:
-            entry = parse_entry(attempt(), NAR, URL)
-        except NetworkError as error:
-            assert str(error).startswith(f"{URL}: answers")  # noqa: PT017 - or it is read
-        else:
-            assert entry.nar_hash == NAR
+def test_pack_hashes() -> None:
+    """Hashes are sent in order and once."""
+    one, two = bytes(32), b"\xff" * 32
+    assert pack_hashes(iter([two, one, two])) == one + two
+    assert pack_hashes([]) == b""
