@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of seeder.fetching_plan."""
+
+from __future__ import annotations
+
+import pytest
+
+from narswarm.fetchclient import Wanted
+from seeder import fetching_plan
+from seeder.fetching_plan import MAX_LARGE, MAX_SMALL, MIN_RATE, SMALL, Plans, Rates
+
+GIB = 1 << 30
+
+
+def wanted(number: int, size: int = 1) -> Wanted:
+    """A NAR of a plan."""
+    return Wanted(number.to_bytes(32), size, f"/gnu/store/{'0' * 32}-{number}")
+
+
+def begin(plans: Plans, room: int = GIB) -> list[int]:
+    """Begin with all that may be begun with; their numbers."""
+    running: dict[bytes, int] = {}
+    while (item := plans.next(running, room)) is not None:
+        running[item.nar_hash] = item.nar_size
+    return [int.from_bytes(nar_hash) for nar_hash in running]
+
+
+def test_many_small_and_few_large_ones_in_order() -> None:
+    """Large items don't wait for small ones, nor the other way round."""
+    plans = Plans()
+    sizes = [SMALL + 1, SMALL] * 20
+    assert plans.add("a", [wanted(n, size) for n, size in enumerate(sizes)]) == 40
+    begun = begin(plans)
+    assert [n for n in begun if not n % 2] == list(range(0, 2 * MAX_LARGE, 2))
+    assert [n for n in begun if n % 2] == list(range(1, 2 * MAX_SMALL, 2))
+
+
+def test_plans_take_turns() -> None:
+    """A long plan doesn't keep a short one waiting."""
+    plans = Plans()
+    plans.add("a", [wanted(n) for n in range(10)])
+    plans.add("b", [wanted(n) for n in range(10, 12)])
+    assert begin(plans)[:4] == [0, 10, 1, 11]
+
+
+def test_what_has_no_room_waits() -> None:
+    """Smaller ones go before it."""
+    plans = Plans()
+    plans.add("a", [wanted(1, 101), wanted(2, 100)])
+    assert begin(plans, 100) == [2]
+
+
+def test_items_leave_all_plans() -> None:
+    """When they are begun, or when their owner is gone."""
+    plans = Plans()
+    assert plans.add("a", [wanted(1), wanted(2), wanted(1)]) == 2
+    assert plans.add("b", [wanted(1)]) == 1
+    assert plans.owners(wanted(1).nar_hash) == {"a", "b"}
+    plans.done(wanted(1).nar_hash)
+    assert plans.owners(wanted(1).nar_hash) == set()
+    assert len(plans) == 1
+    plans.drop("a")
+    assert len(plans) == 0
+    assert begin(plans) == []
+    plans.drop("a")
+
+
+def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them together."""
+    monkeypatch.setattr(fetching_plan, "MAX_ITEMS", 3)
+    plans = Plans()
+    assert plans.add("a", [wanted(1), wanted(2)]) == 2
+    assert plans.add("b", [wanted(3), wanted(4)]) == 1
+    assert plans.add("b", [wanted(5)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "rates", "ahead", "waiting", "share"),
+    [
+        (0, [10_000_000], 1, False, 0),
+        (0, [], 0, True, 0),
+        (0, [6_000_000, 4_000_000], 1, True, 5_000_000),
+        (0, [6_000_000, 2_000_000, 2_000_000], 2, True, 2_500_000),
+        (0, [], 2, True, MIN_RATE // 2),
+        (1_000_000, [9_000_000], 2, False, 250_000),
+        (1, [], 1, True, MIN_RATE),
+    ],
+)
+def test_half_of_the_line(
+    limit: int, rates: list[int], ahead: int, waiting: bool, share: int
+) -> None:
+    """Is what fetching ahead gets while somebody waits; the operator's limit always counts."""
+    assert Rates(limit).share(rates, ahead, waiting=waiting) == share
+
+
+def test_the_line_is_what_was_seen_lately() -> None:
+    """A pause doesn't make it slow, but it is forgotten in time."""
+    rates = Rates()
+    rates.share([10_000_000], 1, waiting=True)
+    assert rates.share([0], 1, waiting=True) == 4_900_000
+    for _ in range(500):
+        last = rates.share([0], 1, waiting=True)
+    assert last == MIN_RATE
