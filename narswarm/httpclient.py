@@ -68,7 +68,9 @@ class Response:
 class Stream:
     """An answer whose body arrives in pieces; iterate over it once."""
 
-    def __init__(self, url: str, response: HTTPResponse, deadline: Deadline) -> None:
+    def __init__(
+        self, url: str, response: HTTPResponse, deadline: Deadline, connection: Connection
+    ) -> None:
         self.url = url
         self.status: int = response.status
         self.headers: dict[str, str] = {}
@@ -80,6 +82,11 @@ class Stream:
         """Whether the body has arrived to its end."""
         self._response = response
         self._deadline = deadline
+        self._connection = connection
+
+    def abort(self) -> None:
+        """Have the reader, in another thread maybe, fail at once."""
+        self._connection.abort()
 
     def __iter__(self) -> Iterator[bytes]:
         """Give the body in pieces as they arrive.
@@ -234,7 +241,7 @@ class HttpClient:
             sent |= dict(headers or {}) | {"Host": target.authority}
             with reasons(target.name):
                 connection, response = self._exchange(method, target, sent, body, deadline, keep)
-            stream = Stream(target.name, response, deadline)
+            stream = Stream(target.name, response, deadline, connection)
             try:
                 location = stream.headers.get("location")
                 redirected = method == "GET" and stream.status in _REDIRECTS and location

@@ -12,7 +12,7 @@ import re
 import select
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from narswarm.errors import NetworkError
@@ -220,6 +220,11 @@ class Connection:
         poll = select.poll()
         poll.register(self._wire.sock, select.POLLIN)
         return not poll.poll(0)
+
+    def abort(self) -> None:
+        """Let whoever waits for bytes see an end."""
+        with suppress(OSError):
+            self._wire.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Give the connection up."""

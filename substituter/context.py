@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -10,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narswarm import gcrypt, sexp
+from narswarm import base32, gcrypt, sexp
 from narswarm.acl import Acl
 from narswarm.errors import NarswarmError, NotFoundError, SettingsError
 from narswarm.httpclient import HttpClient
 from narswarm.narinfo import Narinfo
 from narswarm.narinfos import NarinfoCache, NarinfoLookup
 from substituter import options, report
+from substituter.race import Way
 from substituter.settings import SubstituterSettings
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class Context:
         self._making = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._torrents: Torrents | None = None
+        self.rates: dict[Way, float] = {}
+        """Bytes of NAR a second that each way has brought lately."""
         self._warned: set[str] = set()
         # Raises now, while guix can still take over, where there is no libgcrypt.
         gcrypt.verify(_NO_SIGNATURE)
@@ -99,6 +103,11 @@ class Context:
 
                 self._torrents = Torrents(self.settings.state / "torrents", self._indexes())
             return self._torrents
+
+    def may_have_torrents(self, narinfo: Narinfo) -> bool:
+        """Whether anybody could know a torrent of a NAR."""
+        directory = self.settings.state / "torrents" / base32.encode(narinfo.nar_hash)
+        return bool(self.trackers) or os.path.isdir(directory)  # noqa: PTH112 -- never raises
 
     def _indexes(self) -> list[TrackerIndex]:
         if not self.trackers:

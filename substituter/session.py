@@ -6,17 +6,17 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from narswarm.errors import NarswarmError
-from narswarm.files import write_atomically
-from narswarm.swarm import Swarm
-from narswarm.swarm_settings import SwarmSettings
 from substituter.settings import SubstituterSettings
+
+if TYPE_CHECKING:
+    from narswarm.swarm import Swarm
 
 _ABANDONED = 24 * 3600.0
 """Seconds after which a download that nobody took up again is removed."""
@@ -77,12 +77,18 @@ class Session:
         now = time.monotonic()
         if self._swarm is None or not self._settings.dht or now - self._saved < _SAVE_INTERVAL:
             return
+        from narswarm.files import write_atomically  # noqa: PLC0415 -- as below
+
         with contextlib.suppress(OSError, NarswarmError):
             if self._swarm.counters()["dht_nodes"]:
                 write_atomically(self._dht_state, self._swarm.dht_state())
                 self._saved = now
 
     def _start(self) -> None:
+        # Most items come without a session, and this takes as long as a small one.
+        from narswarm.swarm import Swarm  # noqa: PLC0415
+        from narswarm.swarm_settings import SwarmSettings  # noqa: PLC0415
+
         settings = self._settings
         try:
             self._prepare_downloads()
@@ -121,6 +127,8 @@ class Session:
                 return
         except OSError:
             pass
+        import tempfile  # noqa: PLC0415 -- hardly ever
+
         try:
             # Not resumable, but it works.
             self.downloads = Path(tempfile.mkdtemp(prefix="narswarm-"))

@@ -6,6 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+
+from narswarm.errors import SettingsError
+
+POLICIES: Final = ("race", "swarm-only", "swarm-first", "http-first")
+"""See `substituter.race.Policy`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,13 @@ class SubstituterSettings:
         default=("0.0.0.0:0", "[::]:0"),
         metadata={"help": "HOST:PORT that peers may connect to; port 0 takes a free one"},
     )
+    policy: str = field(
+        default="race",
+        metadata={
+            "help": "race, swarm-first, swarm-only or http-first: whether the swarm and substitute "
+            "servers race for items, or which of them is used as long as it doesn't fail"
+        },
+    )
     query_timeout: float = field(
         default=20.0,
         metadata={
@@ -50,25 +63,18 @@ class SubstituterSettings:
             "help": "how long one query may take; guix-daemon itself would wait for ever",
         },
     )
-    lookup_timeout: float = field(
-        default=0.1,
-        metadata={
-            "unit": "seconds",
-            "help": "how long trackers are asked about an item that HTTP could deliver at once",
-        },
-    )
     first_byte_timeout: float = field(
         default=2.0,
         metadata={
             "unit": "seconds",
-            "help": "how long a swarm may take to send its first byte before HTTP is tried",
+            "help": "how long a swarm may take to send its first byte before it is given up",
         },
     )
     stall_timeout: float = field(
         default=5.0,
         metadata={
             "unit": "seconds",
-            "help": "how long a swarm may send nothing before HTTP is tried",
+            "help": "how long a swarm may send nothing before it is given up",
         },
     )
     patience: float = field(
@@ -81,3 +87,12 @@ class SubstituterSettings:
     libtorrent: Mapping[str, int | bool | str] = field(
         default_factory=dict, metadata={"help": "settings of libtorrent by their own names"}
     )
+
+    def __post_init__(self) -> None:
+        """Check what has few values.
+
+        Raises:
+            SettingsError: one has another.
+        """
+        if self.policy not in POLICIES:
+            raise SettingsError("policy", f"expected {', '.join(POLICIES)}, got {self.policy!r}")

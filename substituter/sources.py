@@ -7,24 +7,17 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from narswarm import compression, narinfo
-from narswarm.candidates import Candidate
 from narswarm.errors import NetworkError
 from narswarm.httpclient import HttpClient
-from narswarm.payload import Kind
-from narswarm.swarm import Download, Progress, Swarm
+from substituter.contest import Runner
 from substituter.nargate import exactly
-from substituter.report import Report
 
-
-class NarSource(Protocol):
-    """Something that can deliver the NAR of an item."""
-
-    def nar(self, report: Report) -> contextlib.AbstractContextManager[Iterator[bytes]]:
-        """The NAR in chunks; raises a NarswarmError when it can't go on."""
-        ...
+if TYPE_CHECKING:
+    from narswarm.candidates import Candidate
+    from narswarm.swarm import Download, Progress, Swarm
 
 
 MIN_RATE = 8192
@@ -38,15 +31,19 @@ class Patience:
     Args:
         first_byte: seconds until the first byte.
         stall: seconds between two bytes.
+        alone: seconds for either when there is no other source.
     """
 
-    def __init__(self, first_byte: float, stall: float) -> None:
+    def __init__(self, first_byte: float, stall: float, alone: float) -> None:
         self._first_byte = first_byte
         self._stall = stall
+        self._alone = alone
 
-    def __call__(self, progress: Progress, elapsed: float) -> bool:
+    def is_over(self, progress: Progress, elapsed: float, *, alone: bool) -> bool:
         """Whether to give up, `elapsed` seconds after the beginning."""
         limit = self._stall if progress.received else self._first_byte
+        if alone:
+            limit = self._alone
         return progress.idle > limit or elapsed > limit + progress.done / MIN_RATE
 
 
@@ -74,6 +71,7 @@ class SwarmSource:
         name: str,
     ) -> None:
         self.candidate = candidate
+        self.key = candidate.infohash
         self._swarm = swarm
         self._nar_size = nar_size
         self._directory = directory
@@ -82,7 +80,7 @@ class SwarmSource:
         self._name = name
 
     @contextlib.contextmanager
-    def nar(self, report: Report) -> Iterator[Iterator[bytes]]:
+    def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
         """Fetch, decompressing what has arrived while the rest is on its way."""
         download = self._swarm.fetch(
             self.candidate.torrent,
@@ -93,13 +91,18 @@ class SwarmSource:
         begin = time.monotonic()
         try:
             url = f"bittorrent://{self.candidate.infohash}/{self._name}"
-            report.source(url, self.candidate.length, lambda: _done(download))
+            runner.source(url, self.candidate.length, lambda: _done(download))
             chunks = download.chunks(
-                stall=lambda progress: self._patience(progress, time.monotonic() - begin)
+                stall=lambda progress: (
+                    runner.dropped
+                    or self._patience.is_over(
+                        progress, time.monotonic() - begin, alone=runner.alone
+                    )
+                )
             )
             yield compression.decompress(
                 chunks,
-                "zstd" if self.candidate.kind is Kind.ZSTD else "none",
+                "zstd" if self.candidate.kind == "nar.zst" else "none",
                 limit=self._nar_size,
                 subject=url,
             )
@@ -119,12 +122,13 @@ class HttpSource:
     """
 
     def __init__(self, client: HttpClient, source: narinfo.Source, nar_size: int) -> None:
+        self.key = source.url
         self._client = client
         self._source = source
         self._nar_size = nar_size
 
     @contextlib.contextmanager
-    def nar(self, report: Report) -> Iterator[Iterator[bytes]]:
+    def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
         """Fetch, decompressing on the way."""
         url, kind = self._source.url, self._source.compression
         done = 0
@@ -136,12 +140,13 @@ class HttpSource:
                 yield chunk
 
         with self._client.stream(url) as response:
+            runner.on_drop(response.abort)
             if response.status != 200:
                 raise NetworkError(url, f"the server answered {response.status}")
             size = response.length or self._source.file_size
             if size is None and kind == "none":
                 size = self._nar_size
-            report.source(url, size, lambda: done)
+            runner.source(url, size, lambda: done)
             chunks = counted(iter(response))
             if kind == "none":
                 yield exactly(chunks, self._nar_size)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`guix substitute --substitute`: puts items in place, from whichever source can.
 
-The order: the swarm as long as it keeps moving, HTTP, the swarm with more patience, guix's own
-helper. A wrong or broken copy from one source never ends the search.
+A swarm and substitute servers race for each item (`substituter.race`); guix's own helper is the
+last resort. A wrong or broken copy from one source never ends the search.
 """
 
 from __future__ import annotations
@@ -11,26 +11,33 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
-from narswarm.candidates import flatten
-from narswarm.errors import InvalidInputError, NarswarmError
+from narswarm.errors import BusyError, InvalidInputError, NarswarmError, NetworkError
 from narswarm.narinfo import Narinfo
 from narswarm.restore import Deduplicator, RestoreError, delete
 from narswarm.storepath import STORE
 from substituter import protocol, realguix
+from substituter.contest import Contest, Lane, NarSource, NobodyLeftError, Sources
 from substituter.context import Context
 from substituter.nargate import Gate, WrongNarError
 from substituter.preference import by_preference
+from substituter.race import Policy, Way
 from substituter.report import Report
 from substituter.session import Session
-from substituter.sources import HttpSource, NarSource, Patience, SwarmSource
+from substituter.sources import HttpSource, Patience, SwarmSource
 
 _NARINFO_TIMEOUT = 30.0
 
 _MAX_QUICK = 3
-"""Torrents that are tried before HTTP: strangers may name many, each without a peer."""
+"""Torrents that are tried as long as servers may have the item: strangers may name many."""
 
 _MAX_PATIENT = 16
 """Torrents that are tried when there is no other source."""
+
+_MAX_RACES = 20
+"""Races for one item; each that is lost to a wrong NAR has one source fewer in the next."""
+
+_FAREWELL = 2.0
+"""Seconds that sources have to close before they are tried anew."""
 
 
 class Substitute:
@@ -73,8 +80,6 @@ class Substitute:
             self._context.warn(f"{command.verb}: unknown command")
             return protocol.NOT_FOUND
         path, destination = command.words
-        if self._context.trackers:
-            self._session.start()
         options = self._context.options
         name = path.rpartition("/")[2]
         with Report(destination, name, trace=options.trace, columns=options.columns) as report:
@@ -85,7 +90,9 @@ class Substitute:
                 report.note(str(error))
             else:
                 return protocol.success(*item.digest)
-        status = self._by_guix(path, destination)
+        # Guix would ask servers, which somebody doesn't want who wants the swarm only.
+        only_swarm = self._context.settings.policy == Policy.SWARM_ONLY
+        status = b"" if only_swarm else self._by_guix(path, destination)
         if not status and item.mismatch is not None:
             return protocol.hash_mismatch(item.digest[0], item.mismatch)
         return status or protocol.NOT_FOUND
@@ -133,6 +140,8 @@ class Item:
         self._path = path
         self._destination = destination
         self._report = report
+        self._refused: set[str] = set()
+        self._notes: list[str] = []
 
     def substitute(self) -> None:
         """Put the item in place.
@@ -147,21 +156,78 @@ class Item:
             raise _NoSourceError(self._path, "no authorised narinfo")
         self.digest = (narinfo.nar_hash, narinfo.nar_size)
         gate = Gate(narinfo, self._destination, self._deduplicator())
-        for source in self._sources(narinfo):
-            try:
-                with source.nar(self._report) as nar:
-                    gate.restore(nar)
-            except RestoreError:
-                raise
-            except Exception as error:  # noqa: BLE001 -- one source never ends the search
-                if not isinstance(error, NarswarmError):
-                    error = NarswarmError(self._path, f"internal error: {error!r}")
-                self._report.note(str(error))
-                self._judge(source, narinfo, error)
-            else:
+        for _ in range(_MAX_RACES):
+            if self._race(narinfo, gate):
                 self._report.succeeded()
                 return
+        for note in self._notes:
+            self._report.note(note)
         raise _NoSourceError(self._path, "no source delivered it, leaving it to guix itself")
+
+    def _race(self, narinfo: Narinfo, gate: Gate) -> bool:
+        """Race once; whether the item is in place. Sources that lied are out of the next race.
+
+        Raises:
+            _NoSourceError: no source is left.
+            RestoreError: the store can't take it.
+        """
+        settings = self._context.settings
+        contest = Contest(
+            narinfo.nar_size,
+            Policy(settings.policy),
+            self._ways(narinfo),
+            self._report,
+            lambda source, error, seen: self._judge(source, narinfo, error, seen=seen),
+            self._context.rates,
+        )
+        try:
+            gate.restore(contest.chunks())
+        except RestoreError:
+            raise
+        except NobodyLeftError:
+            for note in self._notes:
+                self._report.note(note)
+            raise _NoSourceError(
+                self._path, "no source delivered it, leaving it to guix itself"
+            ) from None
+        except Exception as error:  # noqa: BLE001 -- what was read was wrong, whatever it was
+            contest.close()
+            contest.join(_FAREWELL)
+            if len(contest.used) == 1:
+                self._judge(contest.used[0], narinfo, error, seen=True)
+                return False
+            self._report.note(str(_known(self._path, error)))
+            # Which of them was it? Each is taken alone.
+            return any(self._alone(source, narinfo, gate) for source in contest.used)
+        finally:
+            contest.close()
+        self._context.rates.update(contest.rates())
+        return True
+
+    def _alone(self, source: NarSource, narinfo: Narinfo, gate: Gate) -> bool:
+        """Restore from one source; whether the item is in place."""
+        way = Way.SWARM if isinstance(source, SwarmSource) else Way.HTTP
+        contest = Contest(
+            narinfo.nar_size,
+            Policy.RACE,
+            {way: lambda _: iter([source])},
+            self._report,
+            lambda source, error, seen: self._judge(source, narinfo, error, seen=seen),
+        )
+        try:
+            gate.restore(contest.chunks())
+        except RestoreError:
+            raise
+        except NobodyLeftError:
+            self._refused.add(source.key)
+        except Exception as error:  # noqa: BLE001 -- as above
+            self._judge(source, narinfo, error, seen=True)
+        else:
+            return True
+        finally:
+            contest.close()
+            contest.join(_FAREWELL)
+        return False
 
     def _deduplicator(self) -> Deduplicator | None:
         """What shares files; not for a repair, where the shared file may be the broken one."""
@@ -170,29 +236,55 @@ class Item:
             return None
         return Deduplicator(STORE) if self._destination.startswith(f"{STORE}/") else None
 
-    def _judge(self, source: NarSource, narinfo: Narinfo, error: NarswarmError) -> None:
-        if isinstance(error, WrongNarError):
-            self.mismatch = error.actual
-        wrong = isinstance(error, WrongNarError | InvalidInputError)
+    def _judge(self, source: NarSource, narinfo: Narinfo, error: Exception, *, seen: bool) -> None:
+        """Draw the consequences of a source's failure, and tell the user if it matters to him."""
+        known = _known(self._path, error)
+        wrong = isinstance(known, WrongNarError | InvalidInputError)
+        if isinstance(known, WrongNarError):
+            self.mismatch = known.actual
+        if wrong or not isinstance(known, NetworkError | BusyError):
+            self._refused.add(source.key)
         if wrong and isinstance(source, SwarmSource):
             self._context.torrents.refuse(narinfo.nar_hash, source.candidate.infohash)
+        if seen or not isinstance(known, NetworkError):
+            self._report.note(str(known))
+        else:
+            # Of one that another one has made up for nobody needs to know.
+            self._notes.append(str(known))
 
-    def _sources(self, narinfo: Narinfo) -> Iterator[NarSource]:
+    def _ways(self, narinfo: Narinfo) -> dict[Way, Sources]:
+        ways: dict[Way, Sources] = {Way.SWARM: lambda lane: self._swarms(narinfo, lane)}
+        if narinfo.sources and self._context.settings.policy != Policy.SWARM_ONLY:
+            ways[Way.HTTP] = lambda _: self._servers(narinfo)
+        return ways
+
+    def _swarms(self, narinfo: Narinfo, lane: Lane) -> Iterator[NarSource]:
+        """Torrents: a few, and when there is no other way, with more patience, many."""
+        if not self._context.may_have_torrents(narinfo):
+            return
         settings = self._context.settings
-        quick = Patience(settings.first_byte_timeout, settings.stall_timeout)
-        patient = Patience(settings.patience, settings.patience)
-        if narinfo.sources:
-            swarms = self._swarms(narinfo, settings.lookup_timeout, quick)
-            yield from itertools.islice(swarms, _MAX_QUICK)
-            yield from self._servers(narinfo)
-        swarms = self._swarms(narinfo, settings.patience, patient)
-        yield from itertools.islice(swarms, _MAX_PATIENT)
+        tried: set[str] = set()
+        if not lane.alone:
+            quick = self._candidates(narinfo, settings.first_byte_timeout, tried)
+            yield from itertools.islice(quick, _MAX_QUICK)
+            if not lane.rest():
+                return
+        # Those that were tried may have got peers meanwhile.
+        patient = self._candidates(narinfo, settings.patience, set())
+        yield from itertools.islice(patient, _MAX_PATIENT)
 
-    def _swarms(self, narinfo: Narinfo, timeout: float, patience: Patience) -> Iterator[NarSource]:
-        torrents = self._context.torrents
+    def _candidates(self, narinfo: Narinfo, timeout: float, tried: set[str]) -> Iterator[NarSource]:
+        context, settings = self._context, self._context.settings
+        if context.trackers:
+            self._session.start()
+        patience = Patience(settings.first_byte_timeout, settings.stall_timeout, settings.patience)
+        torrents = context.torrents
         known = torrents.known(narinfo.nar_hash, narinfo.nar_size)
-        asked = torrents.ask(narinfo.nar_hash, narinfo.nar_size, timeout, self._context.warn_once)
-        for candidate in flatten((known, asked)):
+        asked = torrents.ask(narinfo.nar_hash, narinfo.nar_size, timeout, context.warn_once)
+        for candidate in itertools.chain(known, asked):
+            if candidate.infohash in tried or candidate.infohash in self._refused:
+                continue
+            tried.add(candidate.infohash)
             try:
                 swarm = self._session.swarm()
             except NarswarmError:
@@ -202,13 +294,13 @@ class Item:
                 candidate,
                 narinfo.nar_size,
                 self._session.downloads,
-                self._context.settings.trackers,
+                settings.trackers,
                 patience,
                 self._path.rpartition("/")[2],
             )
 
     def _servers(self, narinfo: Narinfo) -> Iterator[NarSource]:
-        tried: set[str] = set()
+        tried = set(self._refused)
         narinfos = itertools.chain(
             [narinfo], _lazily(lambda: self._context.equivalents(narinfo, _NARINFO_TIMEOUT))
         )
@@ -222,3 +314,9 @@ class Item:
 def _lazily(make: Callable[[], Iterable[Narinfo]]) -> Iterator[Narinfo]:
     """The values of `make`, which isn't called before the first of them is wanted."""
     yield from make()
+
+
+def _known(path: str, error: Exception) -> NarswarmError:
+    if isinstance(error, NarswarmError):
+        return error
+    return NarswarmError(path, f"internal error: {error!r}")

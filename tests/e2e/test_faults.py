@@ -81,7 +81,7 @@ def test_lying_torrent(site: Site, fetcher: Callable[..., Fetcher], rest: str) -
             return any(t["infohash_v2"] == infohash and t["seeders"] for t in torrents)
 
         wait_for("the lying torrent in the index", liar_is_seen)
-        b = fetcher(dht=False)
+        b = fetcher(dht=False, policy="swarm-first")
         output = b.build(label)
         b.assert_equal(label)
         if rest == "http":

@@ -104,8 +104,9 @@ def test_without_a_session_http_serves(
     (directory / f"{infohash}.torrent").write_bytes(torrent)
     warnings: list[str] = []
     replies: list[bytes] = []
+    changed = dataclasses.replace(settings, policy="swarm-first")
     session = start(warnings, libtorrent={"no_such_setting": 1})
-    helper = Substitute(enter(site.url).context, session, replies.append)
+    helper = Substitute(enter(site.url, changed=changed).context, session, replies.append)
     for name in "xy":
         helper.run(io.BytesIO(f"substitute {item.path} {tmp_path / name}\n".encode()))
         assert b"".join(nar.dump(tmp_path / name)) == item.nar

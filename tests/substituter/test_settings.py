@@ -11,7 +11,8 @@ import pytest
 
 from narswarm import settings
 from narswarm.errors import SettingsError
-from substituter.settings import SubstituterSettings
+from substituter.race import Policy
+from substituter.settings import POLICIES, SubstituterSettings
 
 MANUAL = Path(__file__).parents[2] / "docs" / "substituter.md"
 
@@ -49,13 +50,13 @@ def test_values_of_all_kinds_are_read(tmp_path: Path) -> None:
     """Lists, paths, times with units and libtorrent's own settings come as they are written."""
     loaded = load(
         '[substituter]\ntrackers = ["http://a/announce"]\nguix = "/opt/guix"\n'
-        'lookup_timeout = "250 ms"\npatience = 7\n[substituter.libtorrent]\nallow_i2p_mixed = true',
+        'stall_timeout = "250 ms"\npatience = 7\n[substituter.libtorrent]\nallow_i2p_mixed = true',
         tmp_path,
     )
     assert loaded == SubstituterSettings(
         trackers=("http://a/announce",),
         guix=Path("/opt/guix"),
-        lookup_timeout=0.25,
+        stall_timeout=0.25,
         patience=7.0,
         libtorrent={"allow_i2p_mixed": True},
     )
@@ -68,6 +69,10 @@ def test_values_of_all_kinds_are_read(tmp_path: Path) -> None:
         ('patience = "soon"', "expected a time such as 30, '5 min' or '12 h', got 'soon'"),
         ("trackers = 'http://a/announce'", "expected a list of texts, got 'http://a/announce'"),
         ("dht = 1", "expected true or false, got an integer"),
+        (
+            "policy = 'fast'",
+            "expected race, swarm-only, swarm-first, http-first, got 'fast'",
+        ),
     ],
 )
 def test_a_wrong_value_is_told(tmp_path: Path, line: str, reason: str) -> None:
@@ -76,3 +81,8 @@ def test_a_wrong_value_is_told(tmp_path: Path, line: str, reason: str) -> None:
         load(f"[substituter]\n{line}\n", tmp_path)
     name = line.split(maxsplit=1)[0]
     assert str(caught.value) == f"{tmp_path / 'narswarm.toml'}: substituter.{name}: {reason}"
+
+
+def test_every_policy_is_one_of_the_race() -> None:
+    """The setting's words are those that decisions are made by."""
+    assert tuple(Policy) == POLICIES

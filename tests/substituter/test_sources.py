@@ -26,6 +26,7 @@ from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource
 from tests.substituter.conftest import Item, Site, torrent_of
 
 Make = Callable[..., Item]
+PATIENT = Patience(20.0, 20.0, 20.0)
 LOOPBACK = {"listen": ("127.0.0.1:0",), "dht": False, "lsd": False, "upnp": False}
 
 
@@ -35,10 +36,28 @@ def shown() -> list[str]:
     return []
 
 
+class Seen:
+    """A race with one participant; shows without a heartbeat."""
+
+    def __init__(self, shown: list[str]) -> None:
+        self._report = Report("/dest", "a", trace=True, columns=79, write=shown.append)
+        self.dropped = False
+        self.alone = False
+        self.drop: Callable[[], None] = lambda: None
+
+    def source(self, url: str, total: int | None, done: Callable[[], int]) -> None:
+        """Show it at once."""
+        self._report.source(url, total, done)
+
+    def on_drop(self, callback: Callable[[], None]) -> None:
+        """Keep it for the test."""
+        self.drop = callback
+
+
 @pytest.fixture
-def report(shown: list[str]) -> Report:
-    """Shows without a heartbeat."""
-    return Report("/dest", "a", trace=True, columns=79, write=shown.append)
+def report(shown: list[str]) -> Seen:
+    """What the source sees of the race."""
+    return Seen(shown)
 
 
 @pytest.fixture
@@ -74,7 +93,9 @@ def test_a_swarm_may_be_silent_for_some_time(
     idle: float, received: int, elapsed: float, gives_up: bool
 ) -> None:
     """Until the first byte there is one limit, and between two bytes another."""
-    assert Patience(2.0, 5.0)(progress(idle=idle, received=received), elapsed) is gives_up
+    seen = progress(idle=idle, received=received)
+    assert Patience(2.0, 5.0, 30.0).is_over(seen, elapsed, alone=False) is gives_up
+    assert not Patience(2.0, 5.0, 30.0).is_over(seen, elapsed, alone=True)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +110,11 @@ def test_a_swarm_may_be_silent_for_some_time(
 def test_a_swarm_that_drips_is_given_up(done: int, elapsed: float, gives_up: bool) -> None:
     """A peer that sends a byte now and then, or wrong bytes, doesn't hold an item for ever."""
     seen = progress(idle=0.1, received=10**8, done=done)
-    assert Patience(2.0, 5.0)(seen, elapsed) is gives_up
+    assert Patience(2.0, 5.0, 30.0).is_over(seen, elapsed, alone=False) is gives_up
 
 
 def fetch(
-    client: HttpClient, report: Report, source: narinfo.Source, item: Item, size: int | None = None
+    client: HttpClient, report: Seen, source: narinfo.Source, item: Item, size: int | None = None
 ) -> bytes:
     """The NAR as one URL gives it."""
     with HttpSource(client, source, len(item.nar) if size is None else size).nar(report) as nar:
@@ -121,7 +142,7 @@ def answer(
 
 @pytest.mark.parametrize("status", [404, 500])
 def test_a_server_without_the_nar_says_so(
-    client: HttpClient, report: Report, shown: list[str], site: Site, item: Item, status: int
+    client: HttpClient, report: Seen, shown: list[str], site: Site, item: Item, status: int
 ) -> None:
     """Another status than 200 is an error, and no download has started then."""
 
@@ -139,7 +160,7 @@ def test_a_server_without_the_nar_says_so(
 
 @pytest.mark.parametrize("kind", ["none", "zstd"])
 def test_a_body_shorter_than_announced_is_an_error(
-    client: HttpClient, report: Report, site: Site, item: Item, kind: str
+    client: HttpClient, report: Seen, site: Site, item: Item, kind: str
 ) -> None:
     """A connection that ends early is the server's fault, not that of the data."""
     data = item.nar if kind == "none" else zstandard.compress(item.nar)
@@ -152,7 +173,7 @@ def test_a_body_shorter_than_announced_is_an_error(
 
 
 def test_a_longer_body_is_cut_at_the_size_of_the_nar(
-    client: HttpClient, report: Report, site: Site, item: Item
+    client: HttpClient, report: Seen, site: Site, item: Item
 ) -> None:
     """What an uncompressed answer has beyond NarSize is never looked at."""
     site.bodies["/nar"] = item.nar + b"more"
@@ -161,7 +182,7 @@ def test_a_longer_body_is_cut_at_the_size_of_the_nar(
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_a_bomb_stops_at_the_size_of_the_nar(
-    client: HttpClient, report: Report, site: Site, item: Item, beyond: int
+    client: HttpClient, report: Seen, site: Site, item: Item, beyond: int
 ) -> None:
     """A small body that decompresses to more than NarSize is an error as soon as it does."""
     size = 1 << 20
@@ -181,7 +202,7 @@ def test_a_bomb_stops_at_the_size_of_the_nar(
 
 
 def test_a_connection_that_stays_open_is_left_after_the_nar(
-    client: HttpClient, report: Report, shown: list[str], site: Site, item: Item
+    client: HttpClient, report: Seen, shown: list[str], site: Site, item: Item
 ) -> None:
     """`guix publish` sends plain NARs without a length and doesn't close the connection."""
     over = threading.Event()
@@ -195,7 +216,7 @@ def test_a_connection_that_stays_open_is_left_after_the_nar(
 
 
 def test_without_a_length_the_narinfo_says_how_much_will_come(
-    client: HttpClient, report: Report, shown: list[str], site: Site, item: Item
+    client: HttpClient, report: Seen, shown: list[str], site: Site, item: Item
 ) -> None:
     """FileSize is shown where the server doesn't say; nothing is, where nobody does."""
     site.bodies["/nar"] = answer(zstandard.compress(item.nar))
@@ -207,7 +228,7 @@ def test_without_a_length_the_narinfo_says_how_much_will_come(
 
 @pytest.mark.parametrize("url", ["ftp://h/nar", "http://user@127.0.0.1:9/nar", "http://[/nar"])
 def test_a_url_that_cannot_be_fetched_is_an_error(
-    client: HttpClient, report: Report, item: Item, url: str
+    client: HttpClient, report: Seen, item: Item, url: str
 ) -> None:
     """URLs aren't signed; an impossible one leads to the next source."""
     with pytest.raises(NetworkError):
@@ -239,7 +260,7 @@ def swarm_source(
 
 @pytest.mark.parametrize("kind", [Kind.ZSTD, Kind.NAR])
 def test_a_swarm_delivers_both_kinds_of_payload(
-    report: Report, shown: list[str], item: Item, tmp_path: Path, kind: Kind
+    report: Seen, shown: list[str], item: Item, tmp_path: Path, kind: Kind
 ) -> None:
     """Frames are decompressed, plain NARs are passed on; nothing is left on disk."""
     found, payload = candidate(item, tmp_path / "seed", kind)
@@ -249,7 +270,7 @@ def test_a_swarm_delivers_both_kinds_of_payload(
     ):
         seed.seed(found.torrent, payload, [])
         found = found._replace(peers=(("127.0.0.1", seed.listen_port),))
-        source = swarm_source(swarm, found, item, tmp_path / "downloads", Patience(20.0, 20.0))
+        source = swarm_source(swarm, found, item, tmp_path / "downloads", PATIENT)
         with source.nar(report) as nar:
             assert b"".join(nar) == item.nar
     assert list((tmp_path / "downloads").iterdir()) == []
@@ -257,7 +278,7 @@ def test_a_swarm_delivers_both_kinds_of_payload(
 
 
 def test_a_swarm_without_peers_stalls_and_leaves_nothing(
-    report: Report, item: Item, tmp_path: Path
+    report: Seen, item: Item, tmp_path: Path
 ) -> None:
     """When patience is over the next source is tried, and the partial download is gone."""
     found, payload = candidate(item, tmp_path / "seed", Kind.ZSTD)
@@ -265,7 +286,7 @@ def test_a_swarm_without_peers_stalls_and_leaves_nothing(
     downloads.mkdir()
     (downloads / payload.name).write_bytes(b"left by a killed helper")
     with Swarm(SwarmSettings(**LOOPBACK)) as swarm:  # type: ignore[arg-type]
-        source = swarm_source(swarm, found, item, downloads, Patience(0.3, 0.3))
+        source = swarm_source(swarm, found, item, downloads, Patience(0.3, 0.3, 0.3))
         with pytest.raises(SwarmStalledError) as caught, source.nar(report) as nar:
             next(nar)
         assert str(caught.value) == (
@@ -277,11 +298,38 @@ def test_a_swarm_without_peers_stalls_and_leaves_nothing(
             next(nar)
 
 
-def test_a_reader_that_stops_leaves_the_swarm(report: Report, item: Item, tmp_path: Path) -> None:
+def test_a_source_that_lost_the_race_leaves(report: Seen, item: Item, tmp_path: Path) -> None:
+    """A swarm looks now and then whether its bytes are still wanted."""
+    found, _ = candidate(item, tmp_path / "seed", Kind.ZSTD)
+    with Swarm(SwarmSettings(**LOOPBACK)) as swarm:  # type: ignore[arg-type]
+        source = swarm_source(swarm, found, item, tmp_path / "downloads", PATIENT)
+        report.dropped = True
+        with pytest.raises(SwarmStalledError), source.nar(report) as nar:
+            next(nar)
+
+
+def test_a_server_that_lost_the_race_is_left(
+    client: HttpClient, report: Seen, site: Site, item: Item
+) -> None:
+    """Also while it is silent: nobody waits for its time-out."""
+    over = threading.Event()
+    site.bodies["/nar"] = answer(item.nar[:100], length=len(item.nar), until=over)
+    source = HttpSource(client, narinfo.Source(f"{site.url}/nar", "none"), len(item.nar))
+    try:
+        with source.nar(report) as nar:
+            assert next(nar) == item.nar[:100]
+            report.drop()
+            with pytest.raises(NetworkError):
+                next(nar)
+    finally:
+        over.set()
+
+
+def test_a_reader_that_stops_leaves_the_swarm(report: Seen, item: Item, tmp_path: Path) -> None:
     """What the gate refuses in the middle ends the download."""
     found, _ = candidate(item, tmp_path / "seed", Kind.ZSTD)
     with Swarm(SwarmSettings(**LOOPBACK)) as swarm:  # type: ignore[arg-type]
-        source = swarm_source(swarm, found, item, tmp_path / "downloads", Patience(20.0, 20.0))
+        source = swarm_source(swarm, found, item, tmp_path / "downloads", PATIENT)
         with pytest.raises(NarswarmError, match="x: not wanted"), source.nar(report):
             raise NarswarmError("x", "not wanted")
         assert swarm.status() == []

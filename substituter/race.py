@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When to start a source of an item, and when to let one go: decisions, no threads and no clock.
+
+There are two ways to an item, a swarm and substitute servers, and which is faster isn't known
+before both were tried. So they race for it. The one that is likely to be first begins: servers for
+small items, which are over before a swarm has met; the swarm for large ones, which spares servers.
+The other joins when the first has nothing to show in time, falls silent, or is so slow that the
+other could begin anew and still be first. Of two that run, the one behind is let go as soon as
+it can't win any more; one that is ahead stays until it is overtaken, so that no byte is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+SMALL: Final = 4 << 20
+"""Bytes of a NAR up to which servers begin."""
+
+BUDGET: Final = 0.1
+"""Seconds in which whoever begins has to find somebody who has the item."""
+
+FIRST_BYTE: Final = 0.5
+"""Seconds until its first byte."""
+
+QUIET: Final = 0.5
+"""Seconds without a byte after which the other joins."""
+
+SLOW: Final = 1.0
+"""Seconds after which a rate says something."""
+
+ASSUMED_RATE: Final = 4 << 20
+"""Bytes of NAR a second that are expected of a source which hasn't been tried."""
+
+MARGIN: Final = 0.8
+"""Share of the time left in which the other has to be through, or it needn't join."""
+
+
+class Policy(StrEnum):
+    """What the user wants of the two ways."""
+
+    RACE = "race"
+    SWARM_ONLY = "swarm-only"
+    SWARM_FIRST = "swarm-first"
+    HTTP_FIRST = "http-first"
+
+
+class Way(StrEnum):
+    """A way to an item."""
+
+    SWARM = "swarm"
+    HTTP = "http"
+
+    @property
+    def other(self) -> Way:
+        """The one that this is not."""
+        return Way.HTTP if self is Way.SWARM else Way.SWARM
+
+
+class State(StrEnum):
+    """How far a way is."""
+
+    WAITING = "waiting"
+    """Not started, or let go; it may begin."""
+    RUNNING = "running"
+    OVER = "over"
+    """It has delivered everything, or has nobody left to try."""
+
+
+class Standing(NamedTuple):
+    """One way as of now.
+
+    Attributes:
+        state: whether it runs.
+        since: when it was started.
+        found: whether somebody was found who has the item.
+        position: bytes of the NAR that it has delivered or passed over, from the start.
+        last: when `position` last grew.
+        rate: bytes of NAR a second, lately; None as long as that says nothing.
+        full: whether it waits for the reader, so that no other could be of use.
+    """
+
+    state: State = State.WAITING
+    since: float = 0.0
+    found: bool = False
+    position: int = 0
+    last: float = 0.0
+    rate: float | None = None
+    full: bool = False
+
+
+class Decision(NamedTuple):
+    """What to do now."""
+
+    start: Way | None = None
+    stop: Way | None = None
+
+
+NOTHING: Final = Decision()
+
+
+class Meter:
+    """The rate of a way over the last seconds.
+
+    Args:
+        window: seconds.
+    """
+
+    def __init__(self, window: float = 2.0) -> None:
+        self._window = window
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, position: int) -> None:
+        """Note a position."""
+        self._samples.append((now, position))
+
+    def rate(self, now: float) -> float | None:
+        """Bytes a second, None before there was time to tell."""
+        samples = self._samples
+        while len(samples) > 1 and now - samples[1][0] >= self._window:
+            samples.popleft()
+        if not samples:
+            return None
+        begin, position = samples[0]
+        if now - begin < SLOW / 2:
+            return None
+        return (self._samples[-1][1] - position) / (now - begin)
+
+
+def first(policy: Policy, nar_size: int) -> Way:
+    """Which way begins."""
+    if policy is Policy.RACE:
+        return Way.HTTP if nar_size <= SMALL else Way.SWARM
+    return Way.HTTP if policy is Policy.HTTP_FIRST else Way.SWARM
+
+
+def decide(
+    policy: Policy,
+    nar_size: int,
+    ways: Mapping[Way, Standing],
+    now: float,
+    expected: Mapping[Way, float] | None = None,
+) -> Decision:
+    """Say what to do next; to be asked again after each change and a few dozen times a second.
+
+    Args:
+        policy: what the user wants.
+        nar_size: bytes of the whole NAR.
+        ways: those that there are, one or both.
+        now: in seconds, on the clock of `Standing.since`.
+        expected: the rate that a way had with earlier items.
+    """
+    running = [way for way in ways if ways[way].state is State.RUNNING]
+    if not running:
+        begins = first(policy, nar_size)
+        for way in (begins, begins.other):
+            if way in ways and ways[way].state is State.WAITING:
+                return Decision(start=way)
+        return NOTHING
+    if policy is not Policy.RACE:
+        return NOTHING
+    if len(running) == 2:
+        return _let_go(nar_size, ways, now)
+    way = running[0]
+    rival = ways.get(way.other)
+    if rival is None or rival.state is State.OVER:
+        return NOTHING
+    rate = (expected or {}).get(way.other, ASSUMED_RATE)
+    return Decision(start=way.other) if _is_behind(ways[way], nar_size, now, rate) else NOTHING
+
+
+def _is_behind(one: Standing, nar_size: int, now: float, rate: float) -> bool:
+    """Whether a source that would begin now with this rate were through before this one."""
+    if one.full:
+        return False
+    if not one.position:
+        return now - one.since >= (FIRST_BYTE if one.found else BUDGET)
+    if now - one.last >= QUIET:
+        return True
+    if one.rate is None or now - one.since < SLOW:
+        return False
+    return nar_size / max(rate, 1.0) < _left(one, nar_size, now) * MARGIN
+
+
+def _let_go(nar_size: int, ways: Mapping[Way, Standing], now: float) -> Decision:
+    """Of two that run, let go of the one that is behind unless it is going to overtake."""
+    behind = min(ways, key=lambda way: ways[way].position)
+    one, two = ways[behind], ways[behind.other]
+    if two.full:
+        # The reader takes longer than either.
+        return Decision(stop=behind)
+    if one.rate is None or two.rate is None or not two.position:
+        return NOTHING
+    left = _left(two, nar_size, now)
+    # Of two that are silent both are waited for.
+    loses = left < math.inf and _left(one, nar_size, now) >= left
+    return Decision(stop=behind) if loses else NOTHING
+
+
+def _left(one: Standing, nar_size: int, now: float) -> float:
+    """Seconds until its end."""
+    if now - one.last >= QUIET:
+        return math.inf
+    return (nar_size - one.position) / max(one.rate or 0.0, 1.0)
