@@ -220,6 +220,8 @@ def test_numbers(make_tracker: MakeTracker, item: Any, tmp_path: Path) -> None:
     tracker.admin.stop()
     assert (stats["swarms"], stats["leechers_ipv4"], stats["open"]) == (2, 2, False)
     assert stats["engine"] == "python"
+    names = ("holders", "held", "wanted", "polls", "preparing")
+    assert [stats[name] for name in names] == [0, 0, 0, 0, 0]
     assert (stats["index"]["nars"], stats["index"]["info_hashes"]) == (1, 2)
     key = {"protocol": "http", "family": "ipv6", "action": "scrape", "outcome": "ok"}
     assert stats["requests"] == [{**key, "count": 1}]

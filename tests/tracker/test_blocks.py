@@ -141,11 +141,20 @@ def test_rows(connection: sqlite3.Connection) -> None:
     found = blocks.load(connection)
     assert found.info_hashes == {HASH[:20]}
     assert found.has_address(b"\xc0\0\2\1")
+    assert (found.publishers, found.nars) == (frozenset(), frozenset())
     blocks.remove(connection, *second[:2])
     assert not blocks.is_blocked(connection, *second[:2])
     with pytest.raises(NotFoundError) as caught:
         blocks.remove(connection, *second[:2])
     assert str(caught.value) == f"{HASH[:20].hex()}: is not blocked"
+
+
+def test_keys_and_nars(connection: sqlite3.Connection) -> None:
+    """Keys and NARs are known as soon as they are read, each as what it is."""
+    blocks.add(connection, Block(Kind.PUBLISHER, bytes(32), "", NOW))
+    blocks.add(connection, Block(Kind.NAR, HASH, "", NOW))
+    found = blocks.load(connection)
+    assert (found.publishers, found.nars) == ({bytes(32)}, {HASH})
 
 
 def _publish(directory: Path, item: Any, acl: Acl) -> None:

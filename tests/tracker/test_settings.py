@@ -23,6 +23,7 @@ def test_defaults() -> None:
     assert settings.listen == ("[::]:6969",)
     assert settings.policy().trusted_proxies == ()
     assert settings.publisher_keys() == frozenset()
+    assert settings.holdings_limits() == (10_000, 1_000_000, 50_000_000)
 
 
 def test_loaded_from_the_environment() -> None:
@@ -57,6 +58,9 @@ def test_timeouts_follow_intervals(interval: int, timeout: int) -> None:
     ("values", "message"),
     [
         ({"interval": 0}, "interval: is less than 1"),
+        ({"max_holders": 0}, "max_holders: is less than 1"),
+        ({"max_holder_items": 0}, "max_holder_items: is less than 1"),
+        ({"max_held_items": 0}, "max_held_items: is less than 1"),
         ({"interval": 86_401}, "interval: is longer than a day"),
         ({"swarms": "disk"}, "swarms: is neither memory nor redis://HOST:PORT/DATABASE"),
         ({"leecher_interval": 86_401}, "leecher_interval: is longer than a day"),
