@@ -37,6 +37,8 @@ LIMITS = Limits()
 POLICY = Policy(interval=9, leecher_interval=8, retry_minutes=7)
 """Intervals of less than ten seconds are the same in each reply."""
 
+RNG = Random(1)  # noqa: S311 - it keeps no secret
+
 BLOCKS = BlockList([BAD], parse_networks(["6.6.6.0/24", "2001:db8:bad::/48"]))
 
 
@@ -53,10 +55,10 @@ class Pair:
         listed = {HASH, BAD}
         self.core = NativeSwarms(LIMITS, is_open=is_open, keep_downloads=True)
         self.core.replace_listed(listed)
-        self.native = NativeAnnouncer(POLICY, self.core, listed.__contains__, Random(1))
+        self.native = NativeAnnouncer(POLICY, self.core, listed.__contains__, RNG)
         memory = MemorySwarms(LIMITS, keep_downloads=True)
         self.python = Announcer(
-            POLICY, memory, (lambda _: True) if is_open else listed.__contains__, Random(1)
+            POLICY, memory, (lambda _: True) if is_open else listed.__contains__, RNG
         )
         self.native.blocks = self.python.blocks = BLOCKS
 
@@ -240,34 +242,11 @@ _TEXTS = st.one_of(
     st.ip_addresses().map(str),
     st.sampled_from(
         [
-            *(
-                "127.0.0.1",
-                " 127.0.0.1 ",
-                "10.127.255.255",
-                "10.128.0.0",
-                "::1",
-                "::ffff:127.0.0.1",
-            ),
-            *("2001:db8:0:8000::1", "2001:db8:0:7fff::1", "fe80::1%eth0", "1.2.3.4%5", "unknown"),
-            *(
-                "",
-                "01.2.3.4",
-                "1.2.3",
-                "1.2.3.4.5",
-                "256.1.1.1",
-                "::ffff:6.6.6.6",
-                "1:2:3:4:5:6:7::",
-            ),
-            *(
-                "::1:2:3:4:5:6:7:8",
-                ":::",
-                "12345::",
-                "[::1]",
-                "1.2.3.4:80",
-                "::1.2.3.4",
-                "%",
-                "0.0.0.0",
-            ),
+            *("127.0.0.1", " 127.0.0.1 ", "10.127.255.255", "10.128.0.0", "1.2.3.4%5", "%"),
+            *("::1", "::ffff:127.0.0.1", "2001:db8:0:8000::1", "2001:db8:0:7fff::1"),
+            *("", "unknown", "01.2.3.4", "1.2.3", "1.2.3.4.5", "256.1.1.1", "1.2.3.4:80"),
+            *("::ffff:6.6.6.6", "1:2:3:4:5:6:7::", "::1:2:3:4:5:6:7:8", ":::", "12345::"),
+            *("::1.2.3.4", "0.0.0.1", "1.2.3.4::", "::1.2.3.4.5", "00.0.0.0", "[::1]", "::%e"),
         ]
     ),
     st.text("0123456789abcdef:.% ", max_size=45),
