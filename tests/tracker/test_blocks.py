@@ -154,7 +154,7 @@ def test_keys_and_nars(connection: sqlite3.Connection) -> None:
     blocks.add(connection, Block(Kind.PUBLISHER, bytes(32), "", NOW))
     blocks.add(connection, Block(Kind.NAR, HASH, "", NOW))
     found = blocks.load(connection)
-    assert (found.publishers, found.nars) == ({bytes(32)}, {HASH})
+    assert (found.publishers, found.nars) == (frozenset({bytes(32)}), frozenset({HASH}))
 
 
 def _publish(directory: Path, item: Any, acl: Acl) -> None:
