@@ -136,11 +136,14 @@ class Wanted:
                 if mark.number <= cursor <= last:
                     break
                 newer.append((mark.number, WantedItem(nar_hash, mark.requests)))
-        found = [entry for entry in reversed(newer) if holds(entry[1].nar_hash)]
-        if len(found) > limit:
-            found = found[:limit]
-            last = found[-1][0]
-        return Page(last, [item for _, item in found])
+        seen, items = cursor, list[WantedItem]()
+        for number, item in reversed(newer):
+            if len(items) == limit:
+                return Page(seen, items)
+            if holds(item.nar_hash):
+                items.append(item)
+            seen = number
+        return Page(last, items)
 
     def info_hashes(self, nar_hash: bytes) -> tuple[bytes, ...]:
         """Under which infohashes a seed of a wanted NAR would announce."""
