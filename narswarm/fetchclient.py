@@ -39,6 +39,9 @@ TICK = 0.25
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
 
+BATCH = 2000
+"""Items of a plan that are sent at a time."""
+
 _MAX_LINE = 64 * 1024
 
 
@@ -133,12 +136,16 @@ class SeederClient:
         """
         if self._plan is None:
             self._plan = _Connection(self._path, self._timeout)
+        accepted = 0
         try:
-            answer = self._plan.ask({"op": "prefetch", "items": [_described(i) for i in items]})
+            for start in range(0, len(items), BATCH):
+                described = [_described(item) for item in items[start : start + BATCH]]
+                answer = self._plan.ask({"op": "prefetch", "items": described})
+                accepted += int(answer.get("accepted", 0))
         except (BusyError, NotFoundError):
             self.close()
             raise
-        return int(answer.get("accepted", 0))
+        return accepted
 
     def refuse(self, nar_hash: bytes, infohash: str) -> None:
         """Say that a torrent's payload was another NAR: it is never used for this one again.

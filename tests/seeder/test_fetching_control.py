@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of seeder.fetching_control; what goes over the socket is in test_fetching."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narswarm import base32
+from narswarm.control import Caller, ControlServer
+from narswarm.errors import InvalidInputError, NarswarmError, NetworkError
+from narswarm.fetchclient import SeederClient, Wanted
+from seeder.fetching_control import FetchControl, Permissions, parse_wanted
+from seeder.fetching_job import View
+
+PATH = f"/gnu/store/{'0' * 32}-item"
+REQUEST = {"nar_hash": base32.format_hash(b"\1" * 32), "nar_size": 5, "store_path": PATH}
+
+
+class Refuser:
+    """A fetcher that only remembers."""
+
+    def __init__(self, view: View | None = None) -> None:
+        self.refused: list[tuple[bytes, str]] = []
+        self.view = view
+
+    def refuse(self, nar_hash: bytes, infohash: str) -> None:
+        """Remember it."""
+        self.refused.append((nar_hash, infohash))
+
+    def use(self, _wanted: Wanted, _listener: object) -> Refuser:
+        """Be the context."""
+        return self
+
+    def __enter__(self) -> Any:
+        return lambda: self.view
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_what_is_wanted() -> None:
+    """A NAR by its hash, with its size and the item."""
+    assert parse_wanted(REQUEST) == Wanted(b"\1" * 32, 5, PATH)
+    assert parse_wanted(REQUEST | {"store_path": PATH[11:]}) == Wanted(b"\1" * 32, 5, PATH)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("nar_hash", 5, "5: is not a sha256 hash"),
+        ("nar_size", 0, "nar_size: is not a number of bytes"),
+        ("nar_size", 1 << 63, "nar_size: is not a number of bytes"),
+        ("nar_size", True, "nar_size: is not a number of bytes"),
+        ("nar_size", "5", "nar_size: is not a number of bytes"),
+        ("store_path", "/etc/passwd", "/etc/passwd: is not the name of a store item"),
+        ("store_path", f"{PATH}/bin", f"{PATH}/bin: is not the name of a store item"),
+    ],
+)
+def test_what_is_no_nar(name: str, value: object, error: str) -> None:
+    """Each part is looked at."""
+    with pytest.raises(InvalidInputError) as caught:
+        parse_wanted(REQUEST | {name: value})
+    assert str(caught.value) == error
+
+
+@pytest.mark.parametrize("infohash", ["ab" * 31, "ab" * 33, 5, None, "x" * 64])
+def test_a_refusal_names_a_torrent(infohash: object) -> None:
+    """By its infohash of version 2, nothing else: it becomes the name of a file."""
+    refuser: Any = Refuser()
+    refuse = FetchControl(refuser).operations["refuse"]
+    with pytest.raises(ValueError if infohash == "x" * 64 else InvalidInputError):
+        refuse(REQUEST | {"infohash": infohash})
+    assert refuser.refused == []
+    assert refuse(REQUEST | {"infohash": "AB" * 32}) == {}
+    assert refuser.refused == [(b"\1" * 32, "ab" * 32)]
+
+
+def test_who_may_ask() -> None:
+    """Everybody how it is doing; root, this user, and those named what costs something."""
+    permitted = Permissions(("nobody", "no-such-user"))
+    for uid, may in ((0, True), (os.geteuid(), True), (65534, True), (65533, False)):
+        caller = Caller(1, uid, uid)
+        assert permitted("status", caller)
+        assert permitted("list", caller)
+        for op in ("fetch", "prefetch", "refuse", "pause", "add", "unknown"):
+            assert permitted(op, caller) is may
+
+
+@pytest.mark.parametrize(
+    ("view", "error"),
+    [
+        (View(serial=1), "item: has no file"),
+        (View(serial=1, path=Path("/none/x")), "item: No such file or directory"),
+        (View(error=NarswarmError("x", "is bad")), "item: is bad"),
+    ],
+)
+def test_a_fetch_without_a_file(tmp_path: Path, view: View, error: str) -> None:
+    """Is an error."""
+    refuser: Any = Refuser(view)
+    control = FetchControl(refuser)
+    server = ControlServer(tmp_path, {}, streams=control.streams)
+    with (
+        SeederClient(tmp_path / "control.sock") as client,
+        client.fetch(Wanted(b"\1" * 32, 5, PATH)) as fetch,
+        pytest.raises(NetworkError) as caught,
+    ):
+        list(fetch.chunks())
+    server.close()
+    assert str(caught.value) == f"{'0' * 32}-{error}"
