@@ -18,7 +18,7 @@ from typing import Protocol
 from narswarm import narinfo
 from narswarm.acl import Acl
 from narswarm.cli import format_size
-from narswarm.errors import NarswarmError, NotFoundError
+from narswarm.errors import CodecError, NarswarmError, NotFoundError
 from narswarm.narinfo import Narinfo, Verdict
 from narswarm.swarm import TorrentStatus
 from seeder.inventory import Inventory, Item
@@ -34,6 +34,9 @@ FIRST_RETRY = 60.0
 
 FULL_PAUSE = 300.0
 """Seconds without new payloads when there is no room for them."""
+
+NEVER = 100 * 365 * DAY
+"""Seconds until an item is tried again that somebody doesn't want to be offered."""
 
 _NO_ROOM = "no room"
 
@@ -267,6 +270,42 @@ class Offering:
         offer = Offer(nar.nar_hash, nar.store_path, nar.payload, nar.length, nar.infohash)
         self._seed(offer, nar.torrent)
         log.info("seeding %s, which was fetched", nar.store_path)
+
+    def add(self, store_path: str) -> None:
+        """Offer an item now, whenever it would have been tried again.
+
+        Raises:
+            NotFoundError: it isn't here, or nobody vouches for it.
+            CodecError: this machine can't make payloads.
+            NarswarmError: its payload can't be made.
+        """
+        item = self._inventory.item(store_path)
+        if item is None:
+            raise NotFoundError(store_path, "is not in this machine's store")
+        if item.nar_hash in self._offered:
+            return
+        if self._maker is None:
+            raise CodecError("seeder", "makes no payloads with this machine's zstd")
+        self._state.forget([store_path])
+        for _, info in self._vouchers.find([item]):
+            self._consider(item, info, self._maker)
+            if info is None:
+                raise NotFoundError(store_path, "no authorised narinfo vouches for it")
+
+    def remove(self, store_path: str) -> None:
+        """Offer an item no more until `add`, or until it has left this machine for a while.
+
+        Raises:
+            NotFoundError: it is neither offered nor here.
+        """
+        for offer in list(self._offered.values()):
+            if offer.store_path == store_path:
+                self._drop(offer)
+                break
+        else:
+            if self._inventory.item(store_path) is None:
+                raise NotFoundError(store_path, "is not offered")
+        self._state.miss(store_path, "removed", self._clock(), NEVER, NEVER)
 
     def withdraw(self, nar_hash: bytes, infohash: str) -> None:
         """Offer a torrent no more, if it is offered: its payload isn't the NAR."""

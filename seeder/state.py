@@ -320,6 +320,13 @@ class State:
         with self._mutex:
             return dict(self._db.execute("SELECT reason, count(*) FROM misses GROUP BY reason"))
 
+    def reasons(self) -> list[tuple[str, str]]:
+        """Paths of all items that can't be offered, for now, each with the reason."""
+        with self._mutex:
+            return self._db.execute(
+                "SELECT store_path, reason FROM misses ORDER BY store_path"
+            ).fetchall()
+
     def forget(self, store_paths: Iterable[str]) -> None:
         """Drop notes about items that are gone, or that shall be tried at once."""
         with self._transaction() as db:
