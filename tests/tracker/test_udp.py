@@ -18,12 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narswarm.errors import BusyError, SettingsError
+from tests import needs
 from tracker import udp
 from tracker.announcer import Announcer
 from tracker.blocks import BlockList
+from tracker.native import NativeAnnouncer, NativeSwarms, NativeUdpServer
 from tracker.policy import Policy
 from tracker.swarms import Limits
-from tracker.swarmstore import MemorySwarms, StoreDownError
+from tracker.swarmstore import MemorySwarms, StoreDownError, SwarmStore
 from tracker.udp import UdpResponder, UdpServer, UdpSockets, load_key
 from tracker.wire_http import MAX_SCRAPE, AnnounceRequest
 from tracker.wire_udp import ConnectionIds
@@ -41,7 +43,7 @@ IDS = ConnectionIds(b"k" * 32)
 class Client:
     """Somebody at an address who proved it."""
 
-    def __init__(self, responder: UdpResponder, address: bytes = FOUR) -> None:
+    def __init__(self, responder: Responder, address: bytes = FOUR) -> None:
         self._respond = responder.respond
         self._address = address
         self.id = IDS.issue(address, NOW)
@@ -76,28 +78,88 @@ class Client:
         return [int.from_bytes(reply[at : at + 4]) for at in range(8, len(reply), 4)]
 
 
-@pytest.fixture(name="swarms")
-def swarms_fixture() -> MemorySwarms:
-    """Empty swarms."""
-    return MemorySwarms(Limits(address_ports=1000), keep_downloads=True)
+class NativeResponder:
+    """What the native engine answers; it counts by itself."""
+
+    def __init__(self, announcer: NativeAnnouncer, swarms: NativeSwarms) -> None:
+        self.announcer = announcer  # which told the engine what is granted
+        self._server = NativeUdpServer([], swarms, b"k" * 32)
+
+    def respond(self, packet: bytes, address: bytes, now: int) -> bytes | None:
+        """The answer to a packet."""
+        return self._server.respond(packet, address, now)
+
+    def count(self, seconds: float) -> None:
+        """Nothing is left to be counted."""
 
 
-@pytest.fixture(name="announcer")
-def announcer_fixture(swarms: MemorySwarms) -> Announcer:
-    """A closed tracker with one infohash."""
-    policy = Policy(interval=1000, leecher_interval=100, numwant=50, max_numwant=1000)
+Responder = UdpResponder | NativeResponder
+
+
+def make_announcer(
+    engine: str, policy: Policy, limits: Limits, listed: set[bytes]
+) -> tuple[Announcer, SwarmStore]:
+    """An announcer of a closed tracker, with what is granted and listed, and its store."""
     rng = Random(1)  # noqa: S311 - the same at each run
-    return Announcer(policy, swarms, {LISTED}.__contains__, rng)
+    if engine == "python":
+        memory = MemorySwarms(limits, keep_downloads=True)
+        return Announcer(policy, memory, listed.__contains__, rng), memory
+    needs.native()
+    native = NativeSwarms(limits, is_open=False, keep_downloads=True)
+    native.replace_listed(listed)
+    return NativeAnnouncer(policy, native, listed.__contains__, rng), native
 
 
-@pytest.fixture(name="responder")
-def responder_fixture(announcer: Announcer) -> UdpResponder:
-    """What answers for it."""
+def make_responder(announcer: Announcer, swarms: SwarmStore) -> Responder:
+    """What answers for them."""
+    if isinstance(announcer, NativeAnnouncer) and isinstance(swarms, NativeSwarms):
+        return NativeResponder(announcer, swarms)
     return UdpResponder(announcer, IDS)
 
 
+@pytest.fixture(name="engine", params=["python", "native"])
+def engine_fixture(request: pytest.FixtureRequest) -> str:
+    """Each engine has the same rules."""
+    return str(request.param)
+
+
+PYTHON_ONLY = pytest.mark.parametrize("engine", ["python"], indirect=True)
+
+
+@pytest.fixture(name="made")
+def made_fixture(engine: str) -> tuple[Announcer, SwarmStore]:
+    """A closed tracker with one infohash."""
+    policy = Policy(interval=1000, leecher_interval=100, numwant=50, max_numwant=1000)
+    return make_announcer(engine, policy, Limits(address_ports=1000), {LISTED})
+
+
+@pytest.fixture(name="swarms")
+def swarms_fixture(made: tuple[Announcer, SwarmStore]) -> SwarmStore:
+    """Its swarms."""
+    return made[1]
+
+
+@pytest.fixture(name="announcer")
+def announcer_fixture(made: tuple[Announcer, SwarmStore]) -> Announcer:
+    """Its announcer."""
+    return made[0]
+
+
+@pytest.fixture(name="responder")
+def responder_fixture(made: tuple[Announcer, SwarmStore]) -> Responder:
+    """What answers for it."""
+    return make_responder(*made)
+
+
+@pytest.fixture(name="python")
+def python_fixture(responder: Responder) -> UdpResponder:
+    """What answers in Python."""
+    assert isinstance(responder, UdpResponder)
+    return responder
+
+
 @pytest.fixture(name="client")
-def client_fixture(responder: UdpResponder) -> Client:
+def client_fixture(responder: Responder) -> Client:
     """An IPv4 client."""
     return Client(responder)
 
@@ -112,7 +174,7 @@ def _numbers(reply: bytes) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("address", [FOUR, SIX])
 @pytest.mark.parametrize("more", [b"", b"x", b"x" * 500])
-def test_connect(responder: UdpResponder, address: bytes, more: bytes) -> None:
+def test_connect(responder: Responder, address: bytes, more: bytes) -> None:
     """Who asks gets an id that holds, in as many bytes as were asked for."""
     reply = responder.respond(CONNECT + more, address, NOW)
     assert reply == bytes(4) + TRANSACTION + IDS.issue(address, NOW)
@@ -140,7 +202,7 @@ def test_same_swarm_as_http(client: Client, announcer: Announcer) -> None:
     }
 
 
-def test_families(responder: UdpResponder) -> None:
+def test_families(responder: Responder) -> None:
     """Counts are of all, peers only of the packet's family: strides are told by nothing else."""
     four, six = Client(responder), Client(responder, SIX)
     for port in range(1, 4):
@@ -157,7 +219,7 @@ def test_families(responder: UdpResponder) -> None:
 
 
 @pytest.mark.parametrize(("address", "size"), [(FOUR, 1472), (SIX, 1442)])
-def test_replies_fit_into_a_packet(responder: UdpResponder, address: bytes, size: int) -> None:
+def test_replies_fit_into_a_packet(responder: Responder, address: bytes, size: int) -> None:
     """Whatever is wanted and allowed."""
     client = Client(responder, address)
     for port in range(1, 302):
@@ -197,7 +259,7 @@ def test_longer_announces(client: Client, more: bytes) -> None:
     assert client.announce(2, more=more)[12:] == FOUR + b"\0\1"
 
 
-def test_scrape(client: Client, swarms: MemorySwarms) -> None:
+def test_scrape(client: Client, swarms: SwarmStore) -> None:
     """In the order that was asked for, repeated and unknown ones too; nothing changes."""
     client.announce(1, left=0)
     client.announce(2)
@@ -207,10 +269,11 @@ def test_scrape(client: Client, swarms: MemorySwarms) -> None:
     assert swarms.totals().swarms == 1
 
 
-def test_batches(responder: UdpResponder, monkeypatch: pytest.MonkeyPatch) -> None:
+@PYTHON_ONLY
+def test_batches(python: UdpResponder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each datagram of a batch has its own answer; its announces are one request of the store."""
     asked: list[int] = []
-    announcer = responder._announcer
+    announcer = python._announcer
     original = announcer.announce_many
 
     def watched(some: list[tuple[AnnounceRequest, bytes]], now: int) -> list[Any]:
@@ -229,7 +292,7 @@ def test_batches(responder: UdpResponder, monkeypatch: pytest.MonkeyPatch) -> No
         (second + unlisted, SIX),
         (second + announce, SIX),
     ]
-    one, connect, dropped, refused, two = responder.respond_many(packets, NOW)
+    one, connect, dropped, refused, two = python.respond_many(packets, NOW)
     assert asked == [3]
     assert one is not None
     assert two is not None
@@ -240,15 +303,16 @@ def test_batches(responder: UdpResponder, monkeypatch: pytest.MonkeyPatch) -> No
     assert refused == b"\0\0\0\3" + TRANSACTION + b"info_hash: is not in this tracker's index"
 
 
+@PYTHON_ONLY
 def test_store_that_does_not_answer(
-    client: Client, responder: UdpResponder, monkeypatch: pytest.MonkeyPatch
+    client: Client, python: UdpResponder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Announces and scrapes get an error; connection ids are given out all the same."""
 
     def fail(*_: object) -> None:
         raise StoreDownError("store", "is down")
 
-    store = responder._announcer._swarms
+    store = python._announcer._swarms
     monkeypatch.setattr(store, "announce_many", fail)
     monkeypatch.setattr(store, "counts", fail)
     text = b"tracker: does not reach its swarms now"
@@ -258,7 +322,7 @@ def test_store_that_does_not_answer(
     assert client.send(CONNECT) == bytes(4) + TRANSACTION + client.id
 
 
-def test_unlisted_infohashes_cost_nothing(client: Client, swarms: MemorySwarms) -> None:
+def test_unlisted_infohashes_cost_nothing(client: Client, swarms: SwarmStore) -> None:
     """They are refused in words before anything is allocated."""
     packet = client.id + b"\0\0\0\1" + TRANSACTION + UNLISTED + b"p" * 60 + b"\0\1"
     assert (
@@ -268,7 +332,7 @@ def test_unlisted_infohashes_cost_nothing(client: Client, swarms: MemorySwarms) 
     assert swarms.totals().swarms == 0
 
 
-def test_port_zero(client: Client, swarms: MemorySwarms) -> None:
+def test_port_zero(client: Client, swarms: SwarmStore) -> None:
     """Nobody could connect to it; it isn't replaced by the port of the packet."""
     packet = client.id + b"\0\0\0\1" + TRANSACTION + LISTED + b"p" * 40 + bytes(22)
     reply = b"\0\0\0\3" + TRANSACTION + b"port: is not between 1 and 65535"
@@ -277,7 +341,7 @@ def test_port_zero(client: Client, swarms: MemorySwarms) -> None:
 
 
 @pytest.mark.parametrize("size", range(99))
-def test_announces_that_are_cut_off(client: Client, swarms: MemorySwarms, size: int) -> None:
+def test_announces_that_are_cut_off(client: Client, swarms: SwarmStore, size: int) -> None:
     """Silence for each length but the whole one."""
     packet = client.id + b"\0\0\0\1" + TRANSACTION + LISTED + b"p" * 60 + b"\0\1"
     assert len(packet) == 98
@@ -286,7 +350,7 @@ def test_announces_that_are_cut_off(client: Client, swarms: MemorySwarms, size: 
 
 
 @pytest.mark.parametrize("size", range(17))
-def test_connects_that_are_cut_off(responder: UdpResponder, size: int) -> None:
+def test_connects_that_are_cut_off(responder: Responder, size: int) -> None:
     """Silence for less than 16 bytes."""
     assert (responder.respond(CONNECT[:size], FOUR, NOW) is not None) == (size >= 16)
 
@@ -309,8 +373,8 @@ def test_unknown_actions(client: Client, action: int) -> None:
     ],
 )
 def test_unproven(
-    responder: UdpResponder,
-    swarms: MemorySwarms,
+    responder: Responder,
+    swarms: SwarmStore,
     action: int,
     connection_id: bytes,
     address: bytes,
@@ -320,6 +384,11 @@ def test_unproven(
     packet = connection_id + action.to_bytes(4) + TRANSACTION + LISTED + b"p" * 60 + b"\0\1"
     assert responder.respond(packet, address, NOW + later) is None
     assert swarms.totals().swarms == 0
+
+
+def _listed(packet: bytes) -> set[bytes]:
+    """The infohash of a packet, as if it were listed."""
+    return {packet[16:36]} if len(packet) >= 36 else set()
 
 
 _actions = st.sampled_from([bytes(3) + bytes([action]) for action in range(5)])
@@ -333,26 +402,28 @@ _headers = st.one_of(st.just(CONNECT[:8]), st.binary(max_size=8))
     ),
     st.sampled_from([FOUR, SIX]),
 )
-def test_any_datagram(packet: bytes, address: bytes) -> None:
+@pytest.mark.parametrize("engine", ["python", "native"])
+def test_any_datagram(engine: str, packet: bytes, address: bytes) -> None:
     """Nothing raises, and nobody unproven gets more than it sent or leaves a trace."""
-    swarms = MemorySwarms(Limits(), keep_downloads=True)
-    announcer = Announcer(Policy(), swarms, lambda _: True, Random(1))  # noqa: S311
-    reply = UdpResponder(announcer, IDS).respond(packet, address, NOW)
+    announcer, swarms = make_announcer(engine, Policy(), Limits(), _listed(packet))
+    reply = make_responder(announcer, swarms).respond(packet, address, NOW)
     assert reply is None or (len(reply) <= len(packet) and packet.startswith(CONNECT[:12]))
     assert swarms.totals().swarms == 0
 
 
 @given(_actions, st.binary(max_size=1600), st.sampled_from([FOUR, SIX]))
-def test_any_datagram_of_who_is_proven(action: bytes, rest: bytes, address: bytes) -> None:
+@pytest.mark.parametrize("engine", ["python", "native"])
+def test_any_datagram_of_who_is_proven(
+    engine: str, action: bytes, rest: bytes, address: bytes
+) -> None:
     """Nothing raises, and every reply fits into a packet and repeats the transaction."""
-    swarms = MemorySwarms(Limits(), keep_downloads=True)
-    announcer = Announcer(Policy(), swarms, lambda _: True, Random(1))  # noqa: S311
     packet = IDS.issue(address, NOW) + action + rest
-    reply = UdpResponder(announcer, IDS).respond(packet, address, NOW)
+    made = make_announcer(engine, Policy(), Limits(), _listed(packet))
+    reply = make_responder(*made).respond(packet, address, NOW)
     assert reply is None or (len(reply) <= 1452 and reply[4:8] == rest[:4])
 
 
-def test_blocked_infohashes(client: Client, announcer: Announcer, swarms: MemorySwarms) -> None:
+def test_blocked_infohashes(client: Client, announcer: Announcer, swarms: SwarmStore) -> None:
     """What the operator blocks is refused in words, and has zeros."""
     client.announce(1)
     announcer.blocks = BlockList(info_hashes={LISTED})
@@ -364,7 +435,7 @@ def test_blocked_infohashes(client: Client, announcer: Announcer, swarms: Memory
 
 
 def test_blocked_addresses(
-    client: Client, responder: UdpResponder, announcer: Announcer, swarms: MemorySwarms
+    client: Client, responder: Responder, announcer: Announcer, swarms: SwarmStore
 ) -> None:
     """They get nothing at all, not even a connection id; others do."""
     announcer.blocks = BlockList(networks=[ip_network("192.0.2.0/24")])
@@ -382,9 +453,10 @@ def test_blocked_addresses(
     }
 
 
-def test_counting(responder: UdpResponder, announcer: Announcer) -> None:
+@PYTHON_ONLY
+def test_counting(python: UdpResponder, announcer: Announcer) -> None:
     """What came of datagrams is counted, a batch at a time, whatever their number."""
-    client, six = Client(responder), Client(responder, SIX)
+    client, six = Client(python), Client(python, SIX)
     rest = b"p" * 60 + b"\0\1"
     head = b"\0\0\0\1" + TRANSACTION
     client.send(CONNECT)
@@ -399,7 +471,7 @@ def test_counting(responder: UdpResponder, announcer: Announcer) -> None:
     client.scrape(LISTED)
     client.send(client.id + b"\0\0\0\7" + TRANSACTION)
     assert announcer.metrics.requests.values() == {}
-    responder.count(0.25)
+    python.count(0.25)
     assert announcer.metrics.requests.values() == {
         ("udp", "ipv4", "connect", "ok"): 1,
         ("udp", "ipv4", "connect", "malformed"): 1,
@@ -416,7 +488,7 @@ def test_counting(responder: UdpResponder, announcer: Announcer) -> None:
         "announce": 0.5,
         "scrape": 0.25,
     }
-    responder.count(0.25)
+    python.count(0.25)
     assert sum(announcer.metrics.requests.values().values()) == 10
 
 
@@ -510,14 +582,15 @@ def _refuse(*_: object) -> None:
     raise PermissionError(1, "Operation not permitted")
 
 
-def test_server(responder: UdpResponder) -> None:
+@PYTHON_ONLY
+def test_server(python: UdpResponder) -> None:
     """One thread serves several sockets until it is stopped."""
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("", 0)) as two,
         UdpSockets([one, two]) as sockets,
     ):
-        server = UdpServer(sockets, responder, clock=lambda: NOW + 0.5)
+        server = UdpServer(sockets, python, clock=lambda: NOW + 0.5)
         server.start()
         for sock in sockets:
             with socket.socket(type=socket.SOCK_DGRAM) as client:
