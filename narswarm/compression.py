@@ -3,20 +3,23 @@
 
 Substitute servers compress NARs with gzip, lzip or zstd (Guix: guix/scripts/publish.scm); payloads
 of profile 1 are many zstd frames in a row.  All of it comes from strangers before any hash could
-be checked, so no input makes more than 1 MiB of output at a time, more than the limit in all, or
-asks for a larger window than `MAX_WINDOW`.
+be checked, so no input makes more than 1 MiB of output at a time (4 MiB, where frames are known to
+be no larger), more than the limit in all, or asks for a larger window than `MAX_WINDOW`.
 """
 
 from __future__ import annotations
 
+import itertools
 import lzma
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 import zstandard
 
 from narswarm.errors import InvalidInputError
+from narswarm.worker import Worker
 
 KINDS: Final = ("none", "gzip", "zstd", "lzip")
 """The compressions, by the names that narinfos have for them."""
@@ -26,6 +29,9 @@ MAX_OUTPUT: Final = 1024 * 1024
 
 MAX_WINDOW: Final = 1 << 27
 """Bytes of window or dictionary, at most: what `zstd -d` takes without asking for more."""
+
+MAX_FRAME: Final = 4 * 1024 * 1024
+"""Bytes of output of a frame that a thread decompresses as a whole."""
 
 _MAX_INPUT: Final = 64 * 1024
 _MAX_BLOCK: Final = 128 * 1024  # RFC 8878, 3.1.1.2.4: Block_Maximum_Size
@@ -37,7 +43,12 @@ _RLE_BLOCK: Final = 1
 
 
 def decompress(
-    chunks: Iterable[bytes], kind: str, limit: int, *, subject: str | None = None
+    chunks: Iterable[bytes],
+    kind: str,
+    limit: int,
+    *,
+    subject: str | None = None,
+    threads: int = 0,
 ) -> Iterator[bytes]:
     """Decompress a stream of one or more members or frames.
 
@@ -46,9 +57,11 @@ def decompress(
         kind: one of `KINDS`.
         limit: bytes of output in all, at most.
         subject: what errors are about; "zstd data" and the like by default.
+        threads: how many decompress frames of zstd beside each other, of those that say that they
+            are no larger than `MAX_FRAME`, as payloads of profile 1 are made of. 0 for none.
 
     Yields:
-        Pieces of 1 byte to 1 MiB.
+        Pieces of 1 byte to 1 MiB; whole frames, where threads made them.
 
     Raises:
         InvalidInputError: an unknown kind; bytes that aren't of this kind, are cut off, have
@@ -59,6 +72,8 @@ def decompress(
             subject or "compressed data", f"has an unknown compression {kind!r}"
         )
     source = _Source(chunks, subject or f"{kind} data")
+    if kind == "zstd":
+        return _bounded(_zstd(source, threads), limit, source)
     return _bounded(_DECODERS[kind](source), limit, source)
 
 
@@ -157,24 +172,101 @@ def _gzip(source: _Source) -> Iterator[bytes]:
             return
 
 
-def _zstd(source: _Source) -> Iterator[bytes]:
+def _zstd(source: _Source, threads: int) -> Iterator[bytes]:
     """Decode frames of RFC 8878.
 
     The library gives all that its input decompresses to at once, up to 30,000 times as much.  So
     blocks are found here, each of which makes 128 KiB at most, and are handed over a few at a time.
     """
     context = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-    while True:
-        start = source.peek(_MAX_FRAME_HEADER)
-        if start[1:4] == _SKIPPABLE and start[0] >> 4 == 5:
-            _skip(source, int.from_bytes(source.take(8)[4:], "little"))
-        else:
-            yield from _frame(source, context, start)
-        if not source.peek(1):
-            return
+    pool = _Pool(threads)
+    try:
+        while True:
+            start = source.peek(_MAX_FRAME_HEADER)
+            if start[1:4] == _SKIPPABLE and start[0] >> 4 == 5:
+                _skip(source, int.from_bytes(source.take(8)[4:], "little"))
+            else:
+                header, parameters = _header(source, start)
+                if threads and 0 < parameters.content_size <= MAX_FRAME:
+                    yield from pool.add(_whole(source, header, parameters), source)
+                else:
+                    yield from pool.finish()
+                    yield from _frame(source, context, header, parameters)
+            if not source.peek(1):
+                yield from pool.finish()
+                return
+    finally:
+        pool.close()
 
 
-def _frame(source: _Source, context: zstandard.ZstdDecompressor, start: bytes) -> Iterator[bytes]:
+class _Pool:
+    """Threads that decompress whole frames; what they made comes in the order of the frames."""
+
+    def __init__(self, threads: int) -> None:
+        self._workers = [Worker("zstd") for _ in range(threads)]
+        self._pending: deque[tuple[Worker, list[bytes]]] = deque()
+        self._next = 0
+
+    def add(self, frame: tuple[bytes, int], source: _Source) -> Iterator[bytes]:
+        """Hand a frame over; gives what the oldest one made when every thread has one."""
+        worker, made = self._workers[self._next], list[bytes]()
+        if len(self._pending) == len(self._workers):
+            yield self._take()
+        self._next = (self._next + 1) % len(self._workers)
+        worker.put(lambda: made.append(_decoded(source, *frame)))
+        self._pending.append((worker, made))
+
+    def finish(self) -> Iterator[bytes]:
+        """What all the others made."""
+        while self._pending:
+            yield self._take()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def _take(self) -> bytes:
+        worker, made = self._pending.popleft()
+        worker.drain()
+        return made[0]
+
+
+def _decoded(source: _Source, frame: bytes, size: int) -> bytes:
+    context = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+    try:
+        return context.decompress(frame, max_output_size=size)
+    except zstandard.ZstdError:
+        raise source.error("is damaged") from None
+
+
+def _whole(
+    source: _Source, header: bytes, parameters: zstandard.FrameParameters
+) -> tuple[bytes, int]:
+    """A frame to its end, and how much it makes."""
+    parts, size = [header], 0
+    for block in _blocks(source):
+        parts.append(block)
+        size += len(block)
+        if size > MAX_FRAME + MAX_FRAME // 8:
+            raise source.error("is damaged")
+    if parameters.has_checksum:
+        parts.append(source.take(4))
+    return b"".join(parts), parameters.content_size
+
+
+def _blocks(source: _Source) -> Iterator[bytes]:
+    """The blocks of a frame with their headers."""
+    last = False
+    while not last:
+        block = source.take(3)
+        bits = int.from_bytes(block, "little")
+        last, kind, size = bool(bits & 1), bits >> 1 & 3, bits >> 3
+        if kind == _RESERVED_BLOCK or size > _MAX_BLOCK:
+            raise source.error("is damaged")
+        yield block + source.take(1 if kind == _RLE_BLOCK else size)
+
+
+def _header(source: _Source, start: bytes) -> tuple[bytes, zstandard.FrameParameters]:
     try:
         header = source.take(zstandard.frame_header_size(start))
         parameters = zstandard.get_frame_parameters(header)
@@ -184,19 +276,23 @@ def _frame(source: _Source, context: zstandard.ZstdDecompressor, start: bytes) -
         raise source.error("is not zstd") from None
     if parameters.window_size > MAX_WINDOW:
         raise source.error(f"needs a window of more than {MAX_WINDOW} bytes")
+    return header, parameters
+
+
+def _frame(
+    source: _Source,
+    context: zstandard.ZstdDecompressor,
+    header: bytes,
+    parameters: zstandard.FrameParameters,
+) -> Iterator[bytes]:
     frame = context.decompressobj(write_size=MAX_OUTPUT)
+    blocks = _blocks(source)
     parts = [header]
     last = False
     while not last:
-        blocks = 0
-        while blocks < MAX_OUTPUT // _MAX_BLOCK and not last:
-            block = source.take(3)
-            bits = int.from_bytes(block, "little")
-            last, kind, size = bool(bits & 1), bits >> 1 & 3, bits >> 3
-            if kind == _RESERVED_BLOCK or size > _MAX_BLOCK:
-                raise source.error("is damaged")
-            parts += (block, source.take(1 if kind == _RLE_BLOCK else size))
-            blocks += 1
+        some = list(itertools.islice(blocks, MAX_OUTPUT // _MAX_BLOCK))
+        parts += some
+        last = not some or bool(some[-1][0] & 1)
         if last and parameters.has_checksum:
             parts.append(source.take(4))
         try:
@@ -254,4 +350,4 @@ def _lzip(source: _Source) -> Iterator[bytes]:
             return
 
 
-_DECODERS: Final = {"none": _none, "gzip": _gzip, "zstd": _zstd, "lzip": _lzip}
+_DECODERS: Final = {"none": _none, "gzip": _gzip, "lzip": _lzip}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, NamedTuple, NoReturn
 
 from narswarm.nar import (
@@ -29,6 +30,10 @@ from narswarm.nar import (
     SYMLINK,
     NarError,
 )
+from narswarm.worker import Worker
+
+_BESIDE: Final = 2 << 20
+"""Bytes from which on an archive is hashed in a thread beside the one that reads it."""
 
 _MAX_FILE: Final = 2**63 - 1
 """Larger lengths aren't file sizes on any system (off_t)."""
@@ -94,7 +99,11 @@ def parse(
     Raises:
         NarError: the bytes aren't exactly one NAR, or more than `limit`.
     """
-    return _Parser(chunks, sink, subject, limit, progress).run()
+    parser = _Parser(chunks, sink, subject, limit, progress)
+    try:
+        return parser.run()
+    finally:
+        parser.close()
 
 
 class _Parser:
@@ -112,6 +121,7 @@ class _Parser:
         "_sink",
         "_subject",
         "_view",
+        "_worker",
     )
 
     def __init__(
@@ -132,6 +142,7 @@ class _Parser:
         self._buffer = b""
         self._view = memoryview(b"")
         self._position = 0
+        self._worker = Worker("NAR hash")
         self._last: list[bytes] = []  # of each open directory, the name that came last in it
 
     def run(self) -> NarDigest:
@@ -151,7 +162,12 @@ class _Parser:
                     self._expect(CLOSE, "the end of the entry")
         if self._position < len(self._buffer) or self._next():
             self._fail("has data after its end")
+        self._worker.drain()
         return NarDigest(self._hash.digest(), self._received)
+
+    def close(self) -> None:
+        """End the thread that hashes."""
+        self._worker.close()
 
     def _node(self, name: bytes) -> None:
         """Read a node; a directory only up to its entries, and its entry is closed after it."""
@@ -269,7 +285,10 @@ class _Parser:
             self._received += len(chunk)
             if self._limit is not None and self._received > self._limit:
                 self._fail(f"is longer than {self._limit} bytes")
-            self._hash.update(chunk)
+            if self._received < _BESIDE:
+                self._hash.update(chunk)
+            else:
+                self._worker.put(partial(self._hash.update, chunk), len(chunk))
             if self._progress is not None:
                 self._progress(self._received)
             return chunk

@@ -15,6 +15,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +23,15 @@ from narswarm import base32
 from narswarm.errors import AlreadyExistsError, NarswarmError
 from narswarm.nar import FILE_END, MAGIC, MAX_PATH, PathLike, file_start, shown_path, whole_path
 from narswarm.narparser import NarDigest, Sink, parse
+from narswarm.worker import Job, Worker
 
 __all__ = ["Deduplicator", "NarDigest", "RestoreError", "delete", "restore", "scan"]
 
 DEDUPLICATE_FROM: Final = 8192
 """Bytes: smaller files aren't worth a link (Guix: guix/store/deduplication.scm)."""
+
+_BESIDE: Final = 1 << 20
+"""Bytes from which on a file is hashed in a thread beside the one that writes it."""
 
 _CANONICAL_TIME: Final = (10**9, 10**9)
 """1970-01-01 00:00:01 in nanoseconds, as access and modification time."""
@@ -72,7 +77,9 @@ def restore(
     path = os.fsencode(destination)
     writer = _Writer(path, dedup)
     try:
-        return parse(chunks, writer, subject=os.fsdecode(path), limit=limit, progress=progress)
+        digest = parse(chunks, writer, subject=os.fsdecode(path), limit=limit, progress=progress)
+        writer.finish()
+        return digest
     except BaseException:
         writer.abort()
         if writer.begun:
@@ -271,6 +278,7 @@ class _Writer(Sink):
         self._mode = 0
         self._size = 0
         self._own: hashlib._Hash | None = None  # of the NAR of this file alone, for sharing
+        self._worker = Worker("file hash")
 
     def directory(self, name: bytes) -> None:
         """Make a directory that can be written for now."""
@@ -285,6 +293,8 @@ class _Writer(Sink):
 
     def leave(self) -> None:
         """Give a directory its mode and time, after its entries, which change both."""
+        # Sharing changes a directory, and needs one that may be changed.
+        self._worker.drain()
         place = self._places[-1]
         try:
             os.chmod(place.path, _DIRECTORY_MODE, dir_fd=place.anchor)
@@ -326,7 +336,7 @@ class _Writer(Sink):
         except OSError as error:
             raise self._failure(error) from None
         if self._own is not None:
-            self._own.update(data)
+            self._beside(partial(self._own.update, data), len(data))
 
     def close(self) -> None:
         """Give the file its mode and time, and share it."""
@@ -341,11 +351,38 @@ class _Writer(Sink):
         except OSError as error:
             raise self._failure(error) from None
         if self._dedup is not None and own is not None and found is not None:
-            own.update(FILE_END[self._size % 8])
-            self._dedup.share(self._path, self._anchor, found, own.digest())
+            share = partial(self._share, own, self._size, self._path, self._anchor, found)
+            self._beside(share, 0)
+            if not self._places:
+                self._worker.drain()
+
+    def _share(
+        self,
+        own: hashlib._Hash,
+        size: int,
+        path: bytes,
+        anchor: int | None,
+        found: os.stat_result,
+    ) -> None:
+        own.update(FILE_END[size % 8])
+        if self._dedup is not None:
+            self._dedup.share(path, anchor, found, own.digest())
+
+    def _beside(self, job: Job, weight: int) -> None:
+        """Do something for a large file in the other thread, for small ones here and now."""
+        if self._size >= _BESIDE or not self._worker.idle:
+            self._worker.put(job, weight)
+        else:
+            job()
+
+    def finish(self) -> None:
+        """End, after everything was written."""
+        self._worker.drain()
+        self._worker.close()
 
     def abort(self) -> None:
         """Give all descriptors back."""
+        self._worker.close()
         if self._file >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._file)

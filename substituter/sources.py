@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from narswarm.candidates import Candidate
     from narswarm.swarm import Download, Progress, Swarm
 
+
+THREADS = max(0, min(4, (os.cpu_count() or 1) - 2))
+"""Threads that decompress frames: what two processors do, reading and restoring keep busy."""
 
 MIN_RATE = 8192
 """Bytes per second that a swarm has to bring on average, or a peer that drips could hold an item
@@ -105,6 +109,7 @@ class SwarmSource:
                 "zstd" if self.candidate.kind == "nar.zst" else "none",
                 limit=self._nar_size,
                 subject=url,
+                threads=THREADS,
             )
         finally:
             # A leftover file must not make a failure of an item that is in place.

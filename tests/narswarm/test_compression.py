@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narswarm.compression import KINDS, MAX_OUTPUT, decompress
+from narswarm.compression import KINDS, MAX_FRAME, MAX_OUTPUT, decompress
 from narswarm.errors import InvalidInputError
 
 SQUARES = b"".join(b"%d %d\n" % (number, number * number) for number in range(100))
@@ -348,3 +348,57 @@ def test_subject() -> None:
     with pytest.raises(InvalidInputError) as error:
         list(decompress([b"no"], "gzip", 10, subject="http://server/nar/gzip/x"))
     assert str(error.value) == "http://server/nar/gzip/x: is not gzip, or is damaged"
+
+
+def frames(count: int, size: int) -> list[bytes]:
+    """Frames that say how large they are."""
+    compressor = zstandard.ZstdCompressor(write_content_size=True)
+    return [compressor.compress(bytes([number]) * (size - number)) for number in range(count)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_zstd_threads(threads: int, count: int) -> None:
+    """Frames that threads decompress come in their order, also beside others."""
+    size = 100_000
+    parts = frames(count, size)
+    whole = b"".join(bytes([number]) * (size - number) for number in range(count))
+    for between, plain in (
+        (b"", b""),
+        (b"\x50\x2a\x4d\x18\x02\0\0\0xy", b""),
+        (zstandard.ZstdCompressor(write_content_size=False).compress(b"stream"), b"stream"),
+        (zstandard.ZstdCompressor().compress(bytes(MAX_FRAME + 1)), bytes(MAX_FRAME + 1)),
+        (zstandard.ZstdCompressor(write_checksum=True).compress(b"checked"), b"checked"),
+    ):
+        data = parts[0] + between + b"".join(parts[1:])
+        expected = whole[:size] + plain + whole[size:]
+        made = decompress(pieces(data, 1000), "zstd", len(expected), threads=threads)
+        assert b"".join(made) == expected
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda frame: frame[:-1], "is cut off"),
+        (lambda frame: frame + b"x", "is not zstd"),
+        # What is in the blocks isn't as long as the header says.
+        (lambda frame: frame[:5] + bytes([frame[5] ^ 1]) + frame[6:], "is damaged"),
+    ],
+)
+def test_zstd_threads_damage(damage: Callable[[bytes], bytes], reason: str) -> None:
+    """An error of a thread is the same as without threads."""
+    data = frames(1, 100_000)[0] + damage(frames(1, 100_000)[0])
+    for threads in (0, 2):
+        with pytest.raises(InvalidInputError) as caught:
+            list(decompress([data], "zstd", 1 << 20, threads=threads))
+        assert str(caught.value) == f"zstd data: {reason}"
+
+
+def test_zstd_threads_limit() -> None:
+    """Also with threads nothing comes beyond the limit."""
+    data = b"".join(frames(3, 100_000))
+    made = decompress([data], "zstd", 150_000, threads=2)
+    assert len(next(made)) == 100_000
+    with pytest.raises(InvalidInputError) as caught:
+        next(made)
+    assert str(caught.value) == "zstd data: decompresses to more than 150000 bytes"

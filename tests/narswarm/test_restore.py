@@ -570,3 +570,36 @@ def test_delete_refused(tmp_path: Path) -> None:
                 assert str(error.value) in {f"{name}: {reason}" for reason in reasons}
         finally:
             Path().chmod(0o755)
+
+
+@pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (3 << 20) + 5])
+def test_large_files_are_hashed_beside_the_rest(store: Path, size: int) -> None:
+    """In a thread of their own, with the same result: names, links, modes and times."""
+    large = hashlib.shake_128(b"large").digest(size)
+    files: Tree = {
+        b"a": (large, False),
+        b"b": {b"c": (BIG, False), b"d": (large, True)},
+        b"e": b"x",
+    }
+    data = nar(files)
+    for name in ("one", "two"):
+        pieces = [data[start : start + 100_000] for start in range(0, len(data), 100_000)]
+        digest = restore(pieces, store / name, dedup=Deduplicator(store))
+        assert digest == (hashlib.sha256(data).digest(), len(data))
+        assert b"".join(dump(store / name)) == data
+        for path in everything(store / name):
+            assert path.lstat().st_mtime_ns == 10**9
+    alone = [nar((large, False)), nar((large, True)), nar((BIG, False))]
+    expected = {base32.encode(hashlib.sha256(each).digest()) for each in alone}
+    assert {link.name for link in (store / ".links").iterdir()} == expected
+    assert (store / "one/b/d").samefile(store / "two/b/d")
+    assert not (store / "one/a").samefile(store / "one/b/d")
+
+
+def test_a_damaged_large_archive_leaves_nothing(store: Path) -> None:
+    """What the other threads were still to do is dropped."""
+    data = nar({b"a": (bytes(5 << 20), False), b"b": (bytes(3 << 20), False)})
+    pieces = [data[start : start + 100_000] for start in range(0, len(data) - 100, 100_000)]
+    with pytest.raises(NarError):
+        restore([*pieces, b"no end"], store / "one", dedup=Deduplicator(store))
+    assert not (store / "one").exists()
