@@ -355,6 +355,18 @@ class Control:
         """
         try:
             self._socket.sendall(json.dumps({"op": op, **more}).encode() + b"\n")
+        except OSError:
+            raise self._silent() from None
+        return self.next()
+
+    def next(self) -> dict[str, Any]:
+        """Take one more answer of a streamed operation.
+
+        Raises:
+            BusyError: there is no answer.
+            NarswarmError: the answer is an error.
+        """
+        try:
             answer = json.loads(self._answers.readline(MAX_ANSWER))
         except (OSError, ValueError):
             raise self._silent() from None

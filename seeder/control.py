@@ -27,17 +27,44 @@ MODE = 0o666
 TIMEOUT = 10.0
 
 
-def ask(directory: Path, name: str, *, timeout: float = TIMEOUT) -> dict[str, Any]:
+def ask(directory: Path, name: str, *, timeout: float = TIMEOUT, **more: Any) -> dict[str, Any]:
     """Ask the seeder of a state directory.
+
+    Args:
+        directory: of its state.
+        name: of the operation.
+        timeout: seconds for an answer.
+        more: what the operation needs.
 
     Raises:
         NotFoundError: no seeder runs there.
         BusyError: one runs, but doesn't answer: it may be starting.
         NarswarmError: what it answers is an error.
     """
+    with _connected(directory, timeout) as control:
+        return control.ask(name, **more)
+
+
+def items(directory: Path, *, timeout: float = TIMEOUT) -> Iterator[dict[str, Any]]:
+    """All items of the seeder of a state directory, as it lists them.
+
+    Raises:
+        NotFoundError: no seeder runs there.
+        BusyError: one runs, but doesn't answer.
+    """
+    with _connected(directory, timeout) as control:
+        answer = control.ask("list")
+        yield from answer["items"]
+        while answer["more"]:
+            answer = control.next()
+            yield from answer["items"]
+
+
+@contextmanager
+def _connected(directory: Path, timeout: float) -> Iterator[Control]:
     try:
         with Control(directory, "seeder", timeout=timeout) as control:
-            return control.ask(name)
+            yield control
     except (BusyError, NotFoundError):
         pid = holder(directory)
         if pid is None:

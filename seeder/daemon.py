@@ -41,6 +41,7 @@ from seeder.fetching_control import FetchControl, Permissions
 from seeder.fetching_store import FetchStore
 from seeder.inventory import Inventory, NarDirectory, StoreInventory
 from seeder.offering import Offering, fingerprint
+from seeder.operator import OperatorControl
 from seeder.payloads import PayloadMaker
 from seeder.presence import Presence
 from seeder.publish import Publisher
@@ -119,11 +120,16 @@ class Seeder:
             stack.callback(self._torrents.close)
             stack.callback(self._fetcher.close)
             fetches = FetchControl(self._fetcher)
+            self._operator.apply()
             stack.enter_context(
                 listening(
                     (settings.state / NAME, settings.socket),
-                    {"status": self._answer_status, **fetches.operations},
-                    fetches.streams,
+                    {
+                        "status": self._answer_status,
+                        **fetches.operations,
+                        **self._operator.operations,
+                    },
+                    fetches.streams | self._operator.streams,
                     Permissions(settings.control_users),
                 )
             )
@@ -189,6 +195,7 @@ class Seeder:
             clock=time.time,
             stopping=self._stop.is_set,
         )
+        self._operator = OperatorControl(self._state, self._offering, self._swarm)
         self._torrents = Torrents(
             settings.state / "torrents", [index for _, index in indexes], workers=LOOKUPS
         )
@@ -274,6 +281,7 @@ class Seeder:
 
     def _watch(self) -> None:
         self._offering.check()
+        self._operator.apply()
         self._reannouncer.run()
 
     def _expire(self) -> None:
@@ -330,6 +338,7 @@ class Seeder:
             )
         return {
             "items": len(self._offering),
+            "paused": self._operator.paused,
             "not_offered": self._state.misses(),
             "scan_message": self._troubles.get("scan", ""),
             "payload_bytes": self._state.used(),

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a running seeder does for its operator, through its socket: list, pause, add, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from narswarm import base32, storepath
+from narswarm.control import Conversation, Operation, Stream
+from narswarm.swarm import TorrentStatus
+from seeder.state import Offer, State
+
+BATCH: Final = 500
+"""Items in one line of an answer."""
+
+PAUSED: Final = "paused"
+"""The note that survives a restart."""
+
+
+class Sessions(Protocol):
+    """What seeds: a `narswarm.swarm.Swarm`."""
+
+    def status(self) -> list[TorrentStatus]:
+        """All torrents."""
+
+    def pause_seeding(self, *, paused: bool) -> None:
+        """Stop or go on."""
+
+
+class Items(Protocol):
+    """What is offered: a `seeder.offering.Offering`."""
+
+    def add(self, store_path: str) -> None:
+        """Offer an item now."""
+
+    def remove(self, store_path: str) -> None:
+        """Offer it no more."""
+
+
+class OperatorControl:
+    """The operations of an operator.
+
+    Args:
+        state: what is offered.
+        offering: offers it.
+        swarm: seeds it.
+    """
+
+    def __init__(self, state: State, offering: Items, swarm: Sessions) -> None:
+        self._state = state
+        self._offering = offering
+        self._swarm = swarm
+
+    @property
+    def operations(self) -> dict[str, Operation]:
+        """Those with one answer."""
+        return {
+            "pause": lambda _request: self._pause(paused=True),
+            "resume": lambda _request: self._pause(paused=False),
+            "add": self._add,
+            "remove": self._remove,
+        }
+
+    @property
+    def streams(self) -> dict[str, Stream]:
+        """Those with several."""
+        return {"list": self._list}
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is seeded until `resume`."""
+        return bool(self._state.note(PAUSED))
+
+    def apply(self) -> None:
+        """Pause what was added since, if seeding is paused."""
+        if self.paused:
+            self._swarm.pause_seeding(paused=True)
+
+    def items(self) -> Iterator[dict[str, Any]]:
+        """All items, those that are offered first, each with the reason why or why not."""
+        statuses = {status.infohash: status for status in self._swarm.status()}
+        paused = self.paused
+        for offer in sorted(self._state.offers(), key=lambda offer: offer.store_path):
+            yield _offered(offer, statuses.get(offer.infohash), paused=paused)
+        for path, reason in self._state.reasons():
+            yield {"store_path": path, "offered": False, "reason": reason}
+
+    def _list(self, _request: Mapping[str, Any], conversation: Conversation) -> None:
+        batch: list[dict[str, Any]] = []
+        for item in self.items():
+            batch.append(item)
+            if len(batch) == BATCH:
+                conversation.send({"items": batch, "more": True})
+                batch = []
+        conversation.send({"items": batch, "more": False})
+
+    def _pause(self, *, paused: bool) -> Mapping[str, Any]:
+        # First, so that a seeder that is killed now comes back as it was told to be.
+        self._state.set_note(PAUSED, "1" if paused else "")
+        self._swarm.pause_seeding(paused=paused)
+        return {"paused": paused}
+
+    def _add(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        path = storepath.parse(str(request["store_path"])).path
+        self._offering.add(path)
+        self.apply()
+        return {"store_path": path}
+
+    def _remove(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        path = storepath.parse(str(request["store_path"])).path
+        self._offering.remove(path)
+        return {"store_path": path}
+
+
+def _offered(offer: Offer, status: TorrentStatus | None, *, paused: bool) -> dict[str, Any]:
+    reason = "vouched for by an authorised narinfo"
+    if paused:
+        reason += ", but seeding is paused"
+    return {
+        "store_path": offer.store_path,
+        "offered": True,
+        "reason": reason,
+        "nar_hash": base32.format_hash(offer.nar_hash),
+        "infohash": offer.infohash,
+        "length": offer.length,
+        "peers": status.peers if status else 0,
+        "uploaded": status.uploaded if status else 0,
+        "upload_rate": status.upload_rate if status else 0,
+    }
+
+
+def first(items: Iterator[dict[str, Any]], count: int) -> Sequence[dict[str, Any]]:
+    """At most COUNT items, for a page."""
+    return [item for _, item in zip(range(count), items, strict=False)]
