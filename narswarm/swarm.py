@@ -14,6 +14,7 @@ by a crash or a hang:
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Self
@@ -359,14 +360,25 @@ class Swarm:
             return list(events.trackers.values())
 
     def counters(self) -> dict[str, int]:
-        """Payload bytes "uploaded" and "downloaded", "peers" and "dht_nodes" of the session."""
+        """Payload bytes "uploaded" and "downloaded", "peers", "incoming" and "dht_nodes"."""
         metrics = self._metrics(*self._start())
         return {
             "uploaded": metrics.get("net.sent_payload_bytes", 0),
             "downloaded": metrics.get("net.recv_payload_bytes", 0),
             "peers": metrics.get("peer.num_peers_connected", 0),
+            "incoming": metrics.get("peer.incoming_connections", 0),
             "dht_nodes": metrics.get("dht.dht_nodes", 0),
         }
+
+    def peers(self, most: int = 1000) -> list[str]:
+        """IP addresses of peers that are connected now, once for each torrent; at most so many."""
+        found: list[str] = []
+        for status in self.status():
+            if status.peers and len(found) < most:
+                with contextlib.suppress(NotFoundError, RuntimeError):  # gone meanwhile
+                    peers = self._find(status.infohash).handle.get_peer_info()
+                    found += [str(peer.ip[0]) for peer in peers]
+        return found[:most]
 
     def _metrics(self, session: Any, events: EventReader) -> dict[str, int]:
         """The session's own statistics, as of now."""

@@ -28,6 +28,9 @@ from narswarm.errors import ExitCode
 from seeder import control
 from seeder.settings import Settings
 
+LONG = 3600.0
+"""Seconds that making a payload may take."""
+
 
 def _state_option(function: Any) -> Any:
     return click.option(
@@ -131,17 +134,105 @@ def status(config: Path | None, state: Path | None, as_json: bool) -> None:
         click.echo(describe(answer))
 
 
+@seeder.command(name="list")
+@_state_option
+@json_option
+@config_option
+def list_command(config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Show each item, and why it is offered or isn't."""
+    settings = narswarm_settings.load(Settings, "seeder", file=config, flags={"state": state})
+    listed = control.items(settings.state)
+    if as_json:
+        print_json(list(listed))
+        return
+    for item in listed:
+        mark = "+" if item["offered"] else "-"
+        size = format_size(item["length"]) if item["offered"] else ""
+        sent = format_size(item["uploaded"]) if item["offered"] else ""
+        name = item["store_path"].rpartition("/")[2]
+        click.echo(printable(f"{mark} {size:>10} {sent:>10}  {name}: {item['reason']}"))
+
+
+def _asking(op: str, text: str, done: str) -> None:
+    """Add a command without arguments that asks the running seeder for something."""
+
+    @seeder.command(name=op, help=text)
+    @_state_option
+    @json_option
+    @config_option
+    def command(config: Path | None, state: Path | None, as_json: bool) -> None:
+        settings = narswarm_settings.load(Settings, "seeder", file=config, flags={"state": state})
+        _say(control.ask(settings.state, op), done, as_json)
+
+
+def _changing(op: str, text: str, done: str) -> None:
+    """Add a command for store items that asks the running seeder to change something."""
+
+    @seeder.command(name=op, help=text)
+    @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+    @_state_option
+    @json_option
+    @config_option
+    def command(
+        paths: tuple[str, ...], config: Path | None, state: Path | None, as_json: bool
+    ) -> None:
+        settings = narswarm_settings.load(Settings, "seeder", file=config, flags={"state": state})
+        for path in paths:
+            answer = control.ask(settings.state, op, timeout=LONG, store_path=path)
+            _say(answer, f"{answer['store_path']} {done}", as_json)
+
+
+def _say(answer: dict[str, Any], done: str, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(printable(done))
+
+
+_asking("pause", "Stop seeding until `resume`, also after a restart.", "nothing is seeded now")
+_asking("resume", "Seed again.", "everything is seeded again")
+_changing("add", "Offer store items now, that were removed or failed before.", "is offered")
+_changing("remove", "Offer store items no more, until they are added.", "is no longer offered")
+
+
+@seeder.command()
+@_state_option
+@json_option
+@config_option
+def doctor(config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Look for what keeps this seeder from being of use.
+
+    Exit code 1: something is broken. Warnings don't change the exit code.
+    """
+    # Not at the top: HTTP and cryptography take longer to import than `--help` takes.
+    from narswarm.httpclient import HttpClient  # noqa: PLC0415
+    from seeder.doctor import Verdict, examine  # noqa: PLC0415
+
+    settings = narswarm_settings.load(Settings, "seeder", file=config, flags={"state": state})
+    findings = []
+    with HttpClient() as client:
+        for finding in examine(settings, client):
+            findings.append(finding)
+            if not as_json:
+                click.echo(printable(f"{finding.verdict:<8} {finding.check}: {finding.message}"))
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    if any(finding.verdict is Verdict.FAILED for finding in findings):
+        sys.exit(int(ExitCode.FAILED))
+
+
 def describe(answer: dict[str, Any]) -> str:
     """Return what `seeder status` shows people."""
     room = f"{format_size(answer['payload_bytes'])} of {format_size(answer['max_disk'])}"
     rows = [
-        ("items", f"{answer['items']} offered"),
+        ("items", f"{answer['items']} offered{', but paused' if answer['paused'] else ''}"),
         *(("", f"{count} {reason}") for reason, count in sorted(answer["not_offered"].items())),
         *([("not scanned", answer["scan_message"])] if answer["scan_message"] else []),
         ("payloads", room),
         ("peers", f"{answer['peers']}"),
         ("uploaded", format_size(answer["uploaded"])),
         ("downloaded", format_size(answer["downloaded"])),
+        ("fetching", f"{answer['fetching']} items, {answer['planned']} more are planned"),
         ("DHT nodes", f"{answer['dht_nodes']}"),
         ("port", f"{answer['listen_port']}"),
         ("publisher", answer["publisher"]),

@@ -346,6 +346,7 @@ class Seeder:
             "full": self._offering.full,
             "codec": self._codec,
             "peers": counters["peers"],
+            "incoming": counters["incoming"],
             "uploaded": counters["uploaded"],
             "downloaded": counters["downloaded"],
             "dht_nodes": counters["dht_nodes"],

@@ -402,6 +402,8 @@ def test_status_and_counters_say_what_moved(share: Share, swarm: Open, tmp_path:
     assert (got.state, got.error) == ("seeding", "")
     assert seeder.counters()["uploaded"] == MIB
     assert leecher.counters()["downloaded"] == MIB
+    assert seeder.counters()["incoming"] == 1
+    assert leecher.counters()["incoming"] == 0
 
 
 def test_one_torrent_is_fetched_once(share: Share, swarm: Open, tmp_path: Path) -> None:

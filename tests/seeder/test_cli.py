@@ -23,6 +23,9 @@ PASSED = ("PATH", "PYTHONPATH")
 
 ANSWER: dict[str, Any] = {
     "items": 3,
+    "paused": False,
+    "fetching": 1,
+    "planned": 2,
     "not_offered": {"not vouched for": 2},
     "scan_message": "",
     "payload_bytes": 2048,
@@ -59,6 +62,7 @@ def test_a_status_for_people() -> None:
         "peers       1",
         "uploaded    1.5 KiB",
         "downloaded  0 B",
+        "fetching    1 items, 2 more are planned",
         "DHT nodes   7",
         "port        6881",
         "publisher   abc=",
