@@ -99,6 +99,7 @@ class Admin:
         except OSError as error:
             _log.warning("control socket: %s; commands can't reach this tracker", error.strerror)
         self._thread.start()
+        self._index.follow(self._catch_up)
 
     def request_reload(self) -> None:
         """Have settings, ACL and blocks read again soon. A signal handler may call this."""
@@ -123,6 +124,13 @@ class Admin:
                     self.keep()
                     return
                 self.reload()
+
+    def _catch_up(self) -> None:
+        """Go by what another tracker or its operator wrote."""
+        try:
+            self.apply()
+        except NarswarmError as error:
+            _log.debug("what others wrote is read later: %s", error)
 
     def round(self) -> None:
         """Do what is done again and again: write numbers down, read what commands wrote."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import sqlite3
 from collections.abc import Collection, Iterable
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 from narswarm import base32, storepath
 from narswarm.errors import InvalidInputError, NotFoundError
+from tracker.database import Connection
 from tracker.wire_http import HASH_BYTES
 
 _HASH_BYTES = 32
@@ -162,7 +162,7 @@ class BlockList:
         return bool(self._networks)
 
 
-def load(connection: sqlite3.Connection) -> BlockList:
+def load(connection: Connection) -> BlockList:
     """Read what requests have to be asked about.
 
     An infohash is blocked by itself, by the other infohash of its torrent, or by its NAR.
@@ -181,20 +181,19 @@ def load(connection: sqlite3.Connection) -> BlockList:
     return BlockList(info_hashes, networks, publishers, nars)
 
 
-def listed(connection: sqlite3.Connection, kind: Kind | None = None) -> list[Block]:
+def listed(connection: Connection, kind: Kind | None = None) -> list[Block]:
     """All blocks, or those of one kind, the oldest first."""
     rows = connection.execute(
-        "SELECT kind, value, reason, added, withdrawn FROM blocks"
-        " WHERE kind = :kind OR :kind IS NULL ORDER BY added, kind, value",
-        {"kind": kind},
+        "SELECT kind, value, reason, added, withdrawn FROM blocks ORDER BY added, kind, value"
     )
     return [
         Block(Kind(name), bytes(value), reason, added, withdrawn)
         for name, value, reason, added, withdrawn in rows
+        if kind in {None, name}
     ]
 
 
-def is_blocked(connection: sqlite3.Connection, kind: Kind, value: bytes) -> bool:
+def is_blocked(connection: Connection, kind: Kind, value: bytes) -> bool:
     """Whether exactly this is blocked."""
     found = connection.execute(
         "SELECT 1 FROM blocks WHERE kind = ? AND value = ?", (kind, value)
@@ -202,31 +201,33 @@ def is_blocked(connection: sqlite3.Connection, kind: Kind, value: bytes) -> bool
     return found is not None
 
 
-def add(connection: sqlite3.Connection, block: Block) -> None:
+def add(connection: Connection, block: Block) -> None:
     """Block something; what is blocked already keeps its time and gets the new reason."""
     connection.execute(
         "INSERT INTO blocks (kind, value, reason, added, withdrawn) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET reason = excluded.reason, withdrawn = excluded.withdrawn",
+        " ON CONFLICT (kind, value)"
+        " DO UPDATE SET reason = excluded.reason, withdrawn = excluded.withdrawn",
         block,
     )
+    connection.note(None)
 
 
-def remove(connection: sqlite3.Connection, kind: Kind, value: bytes) -> None:
+def remove(connection: Connection, kind: Kind, value: bytes) -> None:
     """Lift a block, and with a withdrawn NAR's those of its torrents.
 
     Raises:
         NotFoundError: there is no such block.
     """
     removed = connection.execute(
-        "DELETE FROM blocks WHERE (kind = :kind AND value = :value)"
-        " OR (:kind = 'nar' AND withdrawn = :value)",
-        {"kind": kind, "value": value},
+        "DELETE FROM blocks WHERE (kind = ? AND value = ?) OR (withdrawn = ?)",
+        (kind, value, value if kind is Kind.NAR else None),
     )
+    connection.note(None)
     if not removed.rowcount:
         raise NotFoundError(Block(kind, value, "", 0).text, "is not blocked")
 
 
-def withdraw(connection: sqlite3.Connection, nar_hash: bytes, reason: str, now: int) -> None:
+def withdraw(connection: Connection, nar_hash: bytes, reason: str, now: int) -> None:
     """Delete all that is known of a NAR, and block it together with the infohashes of its torrents.
 
     Raises:
@@ -248,7 +249,7 @@ def withdraw(connection: sqlite3.Connection, nar_hash: bytes, reason: str, now: 
     connection.execute("DELETE FROM nars WHERE id = ?", found)
 
 
-def resolve(connection: sqlite3.Connection, text: str) -> list[bytes]:
+def resolve(connection: Connection, text: str) -> list[bytes]:
     """The hashes of the NARs that an operator means: by hash, or all of a store item's.
 
     Args:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from tracker.settings import Settings
 
 if TYPE_CHECKING:
     from narswarm.control import Control
+    from tracker.database import Connection
     from tracker.export import Ask, Counts
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., object])
@@ -111,8 +111,7 @@ def withdraw(config: Path | None, data: Path | None, nar: str, reason: str) -> N
     """Delete all about a NAR, and refuse it until it is unblocked."""
     from tracker import blocks  # noqa: PLC0415 - see below
 
-    directory = _settings(config, data).data
-    with _changed(directory) as connection:
+    with _changed(_settings(config, data)) as connection:
         hashes = blocks.resolve(connection, nar)
         for nar_hash in hashes:
             blocks.withdraw(connection, nar_hash, reason, int(time.time()))
@@ -132,8 +131,7 @@ def block(
     """Hide and refuse a NAR, a torrent, a publisher or addresses."""
     from tracker import blocks  # noqa: PLC0415 - see below
 
-    directory = _settings(config, data).data
-    with _changed(directory) as connection:
+    with _changed(_settings(config, data)) as connection:
         chosen = _chosen(connection, kind, value)
         for kind_, found in chosen:
             blocks.add(connection, Block(kind_, found, reason, int(time.time())))
@@ -149,8 +147,7 @@ def unblock(config: Path | None, data: Path | None, kind: str | None, value: str
     """Lift a block, or let a withdrawn NAR be published again."""
     from tracker import blocks  # noqa: PLC0415 - see below
 
-    directory = _settings(config, data).data
-    with _changed(directory) as connection:
+    with _changed(_settings(config, data)) as connection:
         chosen = _chosen(connection, kind, value)
         for kind_, found in chosen:
             blocks.remove(connection, kind_, found)
@@ -165,7 +162,7 @@ def list_blocks(config: Path | None, data: Path | None, as_json: bool) -> None:
     """List what is blocked."""
     from tracker import blocks, database  # noqa: PLC0415 - see below
 
-    with database.opened(_settings(config, data).data) as connection:
+    with database.opened(_settings(config, data).place) as connection:
         found = blocks.listed(connection)
     if as_json:
         print_json(
@@ -202,12 +199,12 @@ def export(config: Path | None, data: Path | None, output: Path | None) -> None:
     from tracker import database  # noqa: PLC0415 - see below
     from tracker.export import entries  # noqa: PLC0415 - see below
 
-    directory = _settings(config, data).data
+    settings = _settings(config, data)
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(database.opened(directory))
+        connection = stack.enter_context(database.opened(settings.place))
         ask: Ask | None = None
         with contextlib.suppress(NotFoundError):
-            ask = _counts(stack.enter_context(Control(directory, "tracker")))
+            ask = _counts(stack.enter_context(Control(settings.data, "tracker")))
         file: BinaryIO = (
             sys.stdout.buffer if output is None else stack.enter_context(atomic_file(output))
         )
@@ -225,7 +222,7 @@ def _settings(config: Path | None, data: Path | None) -> Settings:
 
 
 @contextmanager
-def _changed(directory: Path) -> Iterator[sqlite3.Connection]:
+def _changed(settings: Settings) -> Iterator[Connection]:
     """A transaction of the database, of which the running tracker is told when it ended well.
 
     Raises:
@@ -234,9 +231,9 @@ def _changed(directory: Path) -> Iterator[sqlite3.Connection]:
     from narswarm.control import Control  # noqa: PLC0415 - see above
     from tracker import database  # noqa: PLC0415 - see above
 
-    with database.opened(directory) as connection, database.transaction(connection):
+    with database.opened(settings.place) as connection, connection.transaction():
         yield connection
-    with contextlib.suppress(NotFoundError), Control(directory, "tracker") as control:
+    with contextlib.suppress(NotFoundError), Control(settings.data, "tracker") as control:
         control.ask("apply")
 
 
@@ -251,9 +248,7 @@ def _counts(control: Control) -> Ask:
     return ask
 
 
-def _chosen(
-    connection: sqlite3.Connection, kind: str | None, value: str
-) -> list[tuple[Kind, bytes]]:
+def _chosen(connection: Connection, kind: str | None, value: str) -> list[tuple[Kind, bytes]]:
     """What a command names: one thing, or all NARs of a store item."""
     from tracker import blocks  # noqa: PLC0415 - see above
 

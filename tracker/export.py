@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import base64
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from narswarm import base32, narinfo
+from tracker.database import Connection
 from tracker.index import IndexedTorrent, ranked
 
 BATCH = 500
@@ -22,7 +21,7 @@ Ask = Callable[[list[list[bytes]]], Sequence[Counts]]
 """Asks for the counts of torrents, each given by its infohashes of 20 bytes."""
 
 
-def entries(connection: sqlite3.Connection, ask: Ask | None) -> Iterator[dict[str, Any]]:
+def entries(connection: Connection, ask: Ask | None) -> Iterator[dict[str, Any]]:
     """What the index answers for, a NAR at a time, as it was when this began.
 
     Args:
@@ -32,13 +31,15 @@ def entries(connection: sqlite3.Connection, ask: Ask | None) -> Iterator[dict[st
     Yields:
         Documents with `nar_hash`, `nar_size`, `store_paths` and `torrents`.
     """
-    connection.execute("BEGIN")
-    try:
-        rows = connection.execute(
-            "SELECT id, nar_hash, nar_size FROM nars"
-            " WHERE EXISTS (SELECT 1 FROM vouched WHERE vouched.nar = nars.id) ORDER BY nar_hash"
-        )
-        while batch := list(islice(rows, BATCH)):
+    with connection.snapshot():
+        last = b""
+        while batch := connection.execute(
+            "SELECT id, nar_hash, nar_size FROM nars WHERE nar_hash > ?"
+            " AND EXISTS (SELECT 1 FROM vouched WHERE vouched.nar = nars.id)"
+            " ORDER BY nar_hash LIMIT ?",
+            (last, BATCH),
+        ).fetchall():
+            last = batch[-1][1]
             found = []
             for row, nar_hash, nar_size in batch:
                 torrents = [torrent for torrent in ranked(connection, row) if torrent.publishers]
@@ -55,8 +56,6 @@ def entries(connection: sqlite3.Connection, ask: Ask | None) -> Iterator[dict[st
                         for torrent in torrents
                     ],
                 }
-    finally:
-        connection.execute("ROLLBACK")
 
 
 def _counts(ask: Ask | None, torrents: list[IndexedTorrent]) -> Iterator[Counts | None]:
@@ -84,14 +83,14 @@ def _torrent(
     }
 
 
-def _publishers(connection: sqlite3.Connection, torrent: IndexedTorrent) -> list[str]:
+def _publishers(connection: Connection, torrent: IndexedTorrent) -> list[str]:
     rows = connection.execute(
         "SELECT publisher FROM support WHERE torrent = ? ORDER BY publisher", (torrent.row,)
     )
     return [base64.b64encode(publisher).decode() for (publisher,) in rows]
 
 
-def _store_paths(connection: sqlite3.Connection, nar: int) -> list[str]:
+def _store_paths(connection: Connection, nar: int) -> list[str]:
     rows = connection.execute(
         "SELECT raw FROM narinfos JOIN vouched ON narinfo = narinfos.rowid WHERE narinfos.nar = ?",
         (nar,),

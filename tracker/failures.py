@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 from narswarm.errors import BusyError, InvalidInputError, MismatchError, NarswarmError
 from narswarm.gcrypt import GcryptMissingError
 from narswarm.httpsig import SignatureError
+from tracker.database import DatabaseError
 from tracker.holdings import (
     HoldingsFullError,
     StaleHoldingsError,
@@ -35,6 +36,7 @@ _STATUS: dict[type[NarswarmError], HTTPStatus] = {
     GcryptMissingError: HTTPStatus.SERVICE_UNAVAILABLE,
     BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
     IndexFullError: HTTPStatus.INSUFFICIENT_STORAGE,
+    DatabaseError: HTTPStatus.SERVICE_UNAVAILABLE,
     HoldingsFullError: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 

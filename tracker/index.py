@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The index: which torrents are known for a NAR, who claims them, and the narinfos that vouch.
 
-It is a SQLite database with a write-ahead log: what was answered with success survives a kill, and
-a kill in the middle of a publication leaves nothing of it. The infohashes that may be tracked are
-in memory as well, as every announce asks for one.
+It is a database, of SQLite or PostgreSQL: what was answered with success survives a kill, and a
+kill in the middle of a publication leaves nothing of it. The infohashes that may be tracked are in
+memory as well, as every announce asks for one; of what others write, only the changes are read.
 
 Anybody can claim that a torrent carries a NAR, and be wrong. So a NAR has several torrents, ranked
 by how many publishers claim them, and their number is bounded in a way that a flood of false
@@ -12,17 +12,16 @@ claims can neither displace the well supported ones nor keep a true newcomer out
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
 from narswarm.payload import Kind
 from tracker import blocks, database
 from tracker.blocks import BlockList
-from tracker.database import FILE_NAME, transaction
+from tracker.database import Change, Connection, DatabaseError, Place, failing_as_ours
 from tracker.publication import Publication, RefusedError
 from tracker.wire_http import HASH_BYTES
 
@@ -112,36 +111,51 @@ class ListWatcher(Protocol):
 
 
 class Index:
-    """The index in a directory. Its methods may be called from any thread.
+    """The index in a database. Its methods may be called from any thread.
+
+    Each may raise `DatabaseError`; then nothing of what it should have written was.
 
     Args:
-        directory: where the database is or will be.
+        place: where the database is or will be.
         max_bytes: how large it may grow, or None.
 
     Raises:
-        SettingsError: the directory can't be used.
-        InvalidInputError: the file there isn't an index of this version.
+        SettingsError: the place can't be used.
+        InvalidInputError: what is there isn't an index of this version.
     """
 
-    def __init__(self, directory: Path, *, max_bytes: int | None = None) -> None:
-        self._path = directory / FILE_NAME
+    def __init__(self, place: Place, *, max_bytes: int | None = None) -> None:
         self._lock = threading.Lock()
-        self._connection = database.connect(directory, create=True, max_bytes=max_bytes)
+        self._connection = database.connect(place, create=True, max_bytes=max_bytes)
+        self._unfollow: Callable[[], None] = lambda: None
         self._listed: set[bytes] = set()
         self._watcher: ListWatcher | None = None
         self._seen_version = 0
         self.blocks = BlockList()
         """What announces have to be asked about beside whether they are listed."""
         try:
-            self._relist()
-        except sqlite3.Error as error:
+            with self._use() as connection:
+                self._relist(connection)
+        except DatabaseError as error:
             self._connection.close()
-            raise InvalidInputError(self._path, f"is not a usable index: {error}") from error
+            reason = f"is not a usable index: {error.reason}"
+            raise InvalidInputError(self._connection.name, reason) from error
 
     def close(self) -> None:
         """Let go of the database."""
+        self._unfollow()
         with self._lock:
             self._connection.close()
+
+    def follow(self, callback: Callable[[], None]) -> None:
+        """Call back, from another thread, when somebody else wrote something to be refreshed."""
+        self._unfollow = self._connection.follow(callback)
+
+    @contextmanager
+    def _use(self) -> Iterator[Connection]:
+        """The database, for one thread, with its failures as errors of ours."""
+        with self._lock, failing_as_ours(self._connection):
+            yield self._connection
 
     def is_listed(self, info_hash: bytes) -> bool:
         """Whether an infohash of 20 bytes belongs to a torrent that is vouched for."""
@@ -162,17 +176,22 @@ class Index:
             authorizes: whether a canonical public key is authorised.
 
         Raises:
-            NarswarmError: the database can't be written; nothing changed.
+            DatabaseError: the database can't be written; nothing changed.
         """
-        try:
-            with self._lock, transaction(self._connection) as connection:
-                for row, key in connection.execute("SELECT id, key FROM signers").fetchall():
-                    connection.execute(
-                        "UPDATE signers SET authorized = ? WHERE id = ?", (authorizes(key), row)
-                    )
-        except sqlite3.Error as error:
-            raise NarswarmError(self._path, str(error)) from error
-        self._relist()
+        with self._use() as connection:
+            with connection.transaction():
+                rows = connection.execute("SELECT id, key, authorized FROM signers").fetchall()
+                changed = [
+                    (int(not authorized), row)
+                    for row, key, authorized in rows
+                    if authorizes(bytes(key)) != bool(authorized)
+                ]
+                if changed:
+                    update = "UPDATE signers SET authorized = ? WHERE id = ?"
+                    connection.executemany(update, changed)
+                    connection.note(None)
+            if changed:
+                self._relist(connection)
 
     def publish(self, publication: Publication, publisher: bytes, now: int) -> bool:
         """Take in a publication.
@@ -189,41 +208,50 @@ class Index:
             RefusedError: the operator blocked the NAR, the torrent or the publisher.
             IndexFullError: there is no room.
         """
-        try:
-            with self._lock:
-                with transaction(self._connection) as connection:
+        with self._use() as connection:
+            if connection.is_full():
+                raise IndexFullError("index", "is full")
+            try:
+                with connection.transaction():
                     _check_blocks(connection, publication, publisher)
                     nar = _nar_row(connection, publication)
                     before = _wire_hashes(connection, nar)
                     new = _claim(connection, nar, publication, publisher, now)
                     after = _wire_hashes(connection, nar)
-                # Still locked: who reads the list anew meanwhile may know better.
-                self._listed.update(after)
-                self._listed.difference_update(before - after)
-                if self._watcher is not None:
-                    self._watcher.change_listed(after - before, before - after)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise IndexFullError("index", "is full") from error
-            raise
+                    if before != after:
+                        added, removed = b"".join(after - before), b"".join(before - after)
+                        connection.note(Change(added, removed))
+            except connection.failures as error:
+                if connection.is_full(error):
+                    raise IndexFullError("index", "is full") from error
+                raise
+            # Still locked: who reads the list anew meanwhile may know better.
+            self._change(after - before, before - after)
         return new
+
+    def _change(self, added: Collection[bytes], removed: Collection[bytes]) -> None:
+        """Some infohashes came to be listed, others went."""
+        self._listed.update(added)
+        self._listed.difference_update(removed)
+        if self._watcher is not None and (added or removed):
+            self._watcher.change_listed(added, removed)
 
     def nar(self, nar_hash: bytes) -> IndexedNar | None:
         """What is known for a NAR, or nothing."""
-        with self._lock:
-            found = self._connection.execute(
+        with self._use() as connection:
+            found = connection.execute(
                 "SELECT id, nar_size FROM nars WHERE nar_hash = ?"
                 " AND EXISTS (SELECT 1 FROM vouched WHERE vouched.nar = nars.id)",
                 (nar_hash,),
             ).fetchone()
-            found_torrents = ranked(self._connection, found[0]) if found else []
+            found_torrents = ranked(connection, found[0]) if found else []
         torrents = [torrent for torrent in found_torrents if torrent.publishers]
         return IndexedNar(found[1], tuple(torrents)) if torrents else None
 
     def metainfo(self, row: int) -> bytes | None:
         """The torrent in a row of the index, as it was kept."""
-        with self._lock:
-            found = self._connection.execute(
+        with self._use() as connection:
+            found = connection.execute(
                 "SELECT metainfo FROM torrents WHERE id = ?", (row,)
             ).fetchone()
         return bytes(found[0]) if found else None
@@ -235,8 +263,8 @@ class Index:
             hash_part: the 32 characters before the name.
             with_sources: only one that says where to fetch the NAR.
         """
-        with self._lock:
-            found = self._connection.execute(
+        with self._use() as connection:
+            found = connection.execute(
                 "SELECT raw FROM narinfos JOIN vouched ON narinfo = narinfos.rowid"
                 " WHERE hash_part = ? AND sources >= ?"
                 " ORDER BY narinfos.added, narinfos.rowid LIMIT 1",
@@ -245,92 +273,80 @@ class Index:
         return bytes(found[0]) if found else None
 
     def refresh(self) -> bool:
-        """Take in what a command wrote; return whether any did since the last time.
-
-        Raises:
-            NarswarmError: the database can't be read.
-        """
-        try:
-            with self._lock:
-                changed = self._data_version() != self._seen_version
-            if changed:
-                self._relist()
-        except sqlite3.Error as error:
-            raise NarswarmError(self._path, str(error)) from error
-        return changed
+        """Take in what commands and other trackers wrote; return whether there was any."""
+        with self._use() as connection:
+            position, changes = connection.changes(self._seen_version)
+            if changes is None:
+                self._relist(connection)
+                return True
+            for added, removed in changes:
+                self._change(_cut(added), _cut(removed))
+            self._seen_version = position
+        return bool(changes)
 
     def totals(self) -> Totals:
-        """How much there is, whoever vouches for it or blocks it.
-
-        Raises:
-            NarswarmError: the database can't be read.
-        """
-        try:
-            with self._lock:
-                nars, torrents, narinfos, blocked, size = self._connection.execute(
-                    "SELECT (SELECT count(*) FROM nars), (SELECT count(*) FROM torrents),"
-                    " (SELECT count(*) FROM narinfos), (SELECT count(*) FROM blocks),"
-                    " page_count * page_size FROM pragma_page_count, pragma_page_size"
-                ).fetchone()
-        except sqlite3.Error as error:
-            raise NarswarmError(self._path, str(error)) from error
+        """How much there is, whoever vouches for it or blocks it."""
+        with self._use() as connection:
+            nars, torrents, narinfos, blocked = connection.execute(
+                "SELECT (SELECT count(*) FROM nars), (SELECT count(*) FROM torrents),"
+                " (SELECT count(*) FROM narinfos), (SELECT count(*) FROM blocks)"
+            ).fetchone()
+            size = connection.size()
         return Totals(nars, torrents, narinfos, blocked, len(self._listed), size)
 
     def check(self) -> None:
         """See whether the database can be read.
 
         Raises:
-            NarswarmError: it can't.
+            DatabaseError: it can't.
         """
-        try:
-            with self._lock:
-                self._connection.execute("SELECT id FROM nars LIMIT 1").fetchone()
-        except sqlite3.Error as error:
-            raise NarswarmError(self._path, str(error)) from error
+        with self._use() as connection:
+            connection.execute("SELECT id FROM nars LIMIT 1").fetchone()
 
     def downloads(self) -> dict[bytes, int]:
         """How often what is listed was downloaded, by infohash of 20 bytes, as it was kept."""
-        with self._lock:
-            rows = self._connection.execute("SELECT info_hash, count FROM downloads").fetchall()
+        with self._use() as connection:
+            rows = connection.execute("SELECT info_hash, count FROM downloads").fetchall()
         return {bytes(info_hash): count for info_hash, count in rows}
 
     def keep_downloads(self, counts: Mapping[bytes, int]) -> None:
         """Keep how often infohashes were downloaded, of those that are listed.
 
-        Raises:
-            NarswarmError: the database can't be written; nothing changed.
+        The higher number stays: another tracker, or this one before swarms were lost, knew more.
         """
         rows = [item for item in counts.items() if item[0] in self._listed]
-        try:
-            with self._lock, transaction(self._connection) as connection:
-                connection.executemany("INSERT OR REPLACE INTO downloads VALUES (?, ?)", rows)
-        except sqlite3.Error as error:
-            raise NarswarmError(self._path, str(error)) from error
+        with self._use() as connection, connection.transaction():
+            connection.executemany(
+                "INSERT INTO downloads VALUES (?, ?) ON CONFLICT (info_hash)"
+                " DO UPDATE SET count = excluded.count WHERE excluded.count > downloads.count",
+                rows,
+            )
 
-    def _relist(self) -> None:
+    def _relist(self, connection: Connection) -> None:
         """Read anew which infohashes may be tracked, and what is blocked."""
-        with self._lock:
+        with connection.snapshot():
             # First: what is written while this reads is then seen the next time.
-            self._seen_version = self._data_version()
-            rows = self._connection.execute(
+            position, _ = connection.changes(-1)
+            rows = connection.execute(
                 "SELECT infohash_v1, infohash_v2 FROM torrents"
                 " WHERE EXISTS (SELECT 1 FROM vouched WHERE vouched.nar = torrents.nar)"
                 " AND EXISTS (SELECT 1 FROM support WHERE support.torrent = torrents.id)"
             )
-            self._listed = {info_hash[:HASH_BYTES] for row in rows for info_hash in row}
-            if self._watcher is not None:
-                self._watcher.replace_listed(self._listed)
-            self.blocks = blocks.load(self._connection)
-
-    def _data_version(self) -> int:
-        """A number that changes when another connection writes."""
-        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        return int(version)
+            listed = {bytes(info_hash[:HASH_BYTES]) for row in rows for info_hash in row}
+            self.blocks = blocks.load(connection)
+        self._listed = listed
+        self._seen_version = position
+        if self._watcher is not None:
+            self._watcher.replace_listed(listed)
 
 
-def _check_blocks(
-    connection: sqlite3.Connection, publication: Publication, publisher: bytes
-) -> None:
+def _cut(info_hashes: bytes) -> set[bytes]:
+    """Infohashes that stand in one string."""
+    starts = range(0, len(info_hashes), HASH_BYTES)
+    return {info_hashes[start : start + HASH_BYTES] for start in starts}
+
+
+def _check_blocks(connection: Connection, publication: Publication, publisher: bytes) -> None:
     """Refuse what the operator blocked."""
     meta = publication.meta
     for kind, value in (
@@ -343,7 +359,7 @@ def _check_blocks(
             raise RefusedError(kind, "is blocked by this tracker's operator")
 
 
-def _nar_row(connection: sqlite3.Connection, publication: Publication) -> int:
+def _nar_row(connection: Connection, publication: Publication) -> int:
     """The row of a NAR, made when it is new."""
     info = publication.info
     found = connection.execute(
@@ -362,7 +378,7 @@ def _nar_row(connection: sqlite3.Connection, publication: Publication) -> int:
 
 
 def _claim(
-    connection: sqlite3.Connection, nar: int, publication: Publication, publisher: bytes, now: int
+    connection: Connection, nar: int, publication: Publication, publisher: bytes, now: int
 ) -> bool:
     """Write down what a publisher claims; return whether it is new."""
     new = _keep_narinfo(connection, nar, publication, now)
@@ -375,24 +391,25 @@ def _claim(
     else:
         torrent = found[0]
     claims = connection.execute(
-        "INSERT OR IGNORE INTO claims SELECT ?, ?, ?"
-        " WHERE (SELECT count(*) FROM claims WHERE torrent = ?) < ?",
+        "INSERT INTO claims SELECT ?, ?, ?"
+        " WHERE (SELECT count(*) FROM claims WHERE torrent = ?) < ? ON CONFLICT DO NOTHING",
         (torrent, publisher, now, torrent, MAX_CLAIMS),
     )
     return new or claims.rowcount > 0
 
 
-def _keep_narinfo(
-    connection: sqlite3.Connection, nar: int, publication: Publication, now: int
-) -> bool:
+def _keep_narinfo(connection: Connection, nar: int, publication: Publication, now: int) -> bool:
     """Keep a narinfo unless there is one by the same signer that says as much."""
     connection.execute(
-        "INSERT OR IGNORE INTO signers (key, authorized) VALUES (?, 1)", (publication.signer,)
+        "INSERT INTO signers (key, authorized) VALUES (?, 1) ON CONFLICT DO NOTHING",
+        (publication.signer,),
     )
     changed = connection.execute(
-        "INSERT INTO narinfos SELECT ?, ?, id, ?, ?, ? FROM signers WHERE key = ?"
-        " ON CONFLICT DO UPDATE SET sources = excluded.sources, raw = excluded.raw"
-        " WHERE sources = 0 AND excluded.sources > 0",
+        "INSERT INTO narinfos (hash_part, nar, signer, sources, added, raw)"
+        " SELECT ?, ?, id, ?, ?, ? FROM signers WHERE key = ?"
+        " ON CONFLICT (hash_part, nar, signer)"
+        " DO UPDATE SET sources = excluded.sources, raw = excluded.raw"
+        " WHERE narinfos.sources = 0 AND excluded.sources > 0",
         (
             publication.info.hash_part,
             nar,
@@ -405,9 +422,7 @@ def _keep_narinfo(
     return changed.rowcount > 0
 
 
-def _keep_torrent(
-    connection: sqlite3.Connection, nar: int, publication: Publication, now: int
-) -> int:
+def _keep_torrent(connection: Connection, nar: int, publication: Publication, now: int) -> int:
     meta = publication.meta
     return _inserted(
         connection,
@@ -427,7 +442,7 @@ def _keep_torrent(
     )
 
 
-def _make_room(connection: sqlite3.Connection, nar: int) -> None:
+def _make_room(connection: Connection, nar: int) -> None:
     """Drop a torrent when there are as many as may be.
 
     The best half stays whatever comes. In the other half, the least supported and among these the
@@ -439,7 +454,7 @@ def _make_room(connection: sqlite3.Connection, nar: int) -> None:
         connection.execute("DELETE FROM torrents WHERE id = ?", (worst.row,))
 
 
-def ranked(connection: sqlite3.Connection, nar: int) -> list[IndexedTorrent]:
+def ranked(connection: Connection, nar: int) -> list[IndexedTorrent]:
     """The torrents of a NAR: by support, then those of profile 1, then the oldest.
 
     Those that only blocked publishers claim, or that are blocked themselves, have no support.
@@ -453,7 +468,7 @@ def ranked(connection: sqlite3.Connection, nar: int) -> list[IndexedTorrent]:
     return [IndexedTorrent(*row) for row in rows]
 
 
-def _wire_hashes(connection: sqlite3.Connection, nar: int) -> set[bytes]:
+def _wire_hashes(connection: Connection, nar: int) -> set[bytes]:
     """The infohashes of a NAR's torrents as they may be tracked."""
     return {
         info_hash
@@ -463,7 +478,6 @@ def _wire_hashes(connection: sqlite3.Connection, nar: int) -> set[bytes]:
     }
 
 
-def _inserted(connection: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> int:
-    row = connection.execute(sql, values).lastrowid
-    assert row is not None  # noqa: S101 - of an INSERT that succeeded
-    return row
+def _inserted(connection: Connection, sql: str, values: tuple[object, ...]) -> int:
+    (row,) = connection.execute(f"{sql} RETURNING id", values).fetchone()
+    return int(row)

@@ -72,7 +72,7 @@ def serve(settings: Settings, reload: Callable[[], Settings] | None = None) -> N
     settings.publisher_keys()
     settings.metrics_networks()
     open_swarms(settings, random.Random()).close()  # noqa: S311 - nothing is chosen
-    Index(settings.data, max_bytes=settings.index_size).close()
+    Index(settings.place, max_bytes=settings.index_size).close()
     with (
         _Lock(settings.data),
         _Sockets(settings.listen) as sockets,
@@ -88,7 +88,11 @@ class _Lock:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._file = (directory / "lock").open("w")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = (directory / "lock").open("w")
+        except OSError as error:
+            raise SettingsError(directory, error.strerror or str(error)) from error
 
     def __enter__(self) -> None:
         try:
@@ -259,7 +263,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """Build the application in the worker process, where its threads and locks belong."""
         settings = self._settings
         logging.basicConfig(level=logging.INFO, format="tracker: %(message)s", stream=sys.stderr)
-        index = Index(settings.data, max_bytes=settings.index_size)
+        index = Index(settings.place, max_bytes=settings.index_size)
         rng = random.Random()  # noqa: S311 - it chooses peers, and keeps no secret
         swarms = open_swarms(settings, rng)
         is_listed = _anything if settings.open else index.is_listed

@@ -24,6 +24,7 @@ ENGINES = ("auto", "native", "python")
 _KEY_BYTES = 32
 _LONGEST_INTERVAL = 86_400
 """Seconds. Whoever asks for more gets peers that are long gone, and a UDP reply has 32 bits."""
+_POSTGRES = re.compile(r"(postgres(ql)?://.*)?")
 _URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?")
 
 
@@ -41,7 +42,11 @@ class Settings:
     )
     data: Path = field(
         default=Path("/var/lib/narswarm/tracker"),
-        metadata={"help": "Directory of the index."},
+        metadata={"help": "Directory of the index, a key and a socket."},
+    )
+    index: str = field(
+        default="",
+        metadata={"help": "URL of PostgreSQL for the index; without, it is in the directory."},
     )
     swarms: str = field(
         default="memory",
@@ -135,14 +140,25 @@ class Settings:
         for server in self.nar_servers:
             if not _URL.fullmatch(server):
                 raise SettingsError("nar_servers", f"{server!r} is not an http or https URL")
+        self._check_stores()
+        if not self.listen:
+            raise SettingsError("listen", "names no address")
+
+    def _check_stores(self) -> None:
+        """Refuse places for index and swarms that can't be; no message has a password in it."""
+        if not _POSTGRES.fullmatch(self.index):
+            raise SettingsError("index", "is not postgresql://HOST:PORT/DATABASE")
         if self.swarms != IN_MEMORY:
             parse_url(self.swarms)
         if self.engine not in ENGINES:
             raise SettingsError("engine", f"{self.engine!r} is neither auto, native nor python")
         if self.engine == "native" and self.swarms != IN_MEMORY:
             raise SettingsError("engine", "native has its swarms in memory only")
-        if not self.listen:
-            raise SettingsError("listen", "names no address")
+
+    @property
+    def place(self) -> Path | str:
+        """Where the index is."""
+        return self.index or self.data
 
     def policy(self) -> Policy:
         """What announces are granted.

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+import psycopg
 import pytest
 
 from narswarm import bencoding, gcrypt, metainfo, narinfo, sexp
@@ -17,7 +20,9 @@ from narswarm.metainfo import Metainfo
 from narswarm.payload import file_name
 from tests import engines
 from tests.engines import Engine
+from tracker.database import Place
 
+_SCHEMAS = itertools.count()
 SERVER = "https://bordeaux.guix.gnu.org"
 
 
@@ -94,3 +99,19 @@ def postgres_fixture() -> Iterator[Engine]:
     """A PostgreSQL for all tests that don't end it; each has a schema of its own."""
     with engines.postgres_server() as engine:
         yield engine
+
+
+@pytest.fixture(name="place", params=["sqlite", "postgres"])
+def place_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where an index can be: a directory, or a schema of PostgreSQL that nobody else has."""
+    if request.param == "sqlite":
+        return tmp_path
+    return new_schema(request.getfixturevalue("postgres").url)
+
+
+def new_schema(url: str) -> str:
+    """The URL of a PostgreSQL with a schema that is new."""
+    name = f"test_{next(_SCHEMAS)}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}")
+    return f"{url}?options=-csearch_path%3D{name}"

@@ -9,14 +9,20 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from narswarm import gcrypt
 from narswarm.acl import render
 from narswarm.errors import InvalidInputError, SettingsError
+from tests import engines
+from tests.engines import Engine
+from tests.tracker.conftest import new_schema
 from tracker import checks, database
 from tracker.checks import check, described
-from tracker.database import FILE_NAME, VERSION
+from tracker.database import FILE_NAME, VERSION, DatabaseError
+from tracker.postgres import VERSION as POSTGRES_VERSION
+from tracker.postgres import shown
 from tracker.settings import Settings
 
 
@@ -119,3 +125,56 @@ def test_description(settings: Settings) -> None:
     assert found["data"] == str(settings.data)
     assert found["listen"] == ["[::]:6969"]
     assert found["url"] is None
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("", ""),
+        ("memory", "memory"),
+        ("redis://:secret@h:1/0", "redis://:***@h:1/0"),
+        ("postgresql://user:se:cr@et@h/db", "postgresql://user:***@h/db"),
+        ("postgresql://user@h/db?password=secret&x=1", "postgresql://user@h/db?password=***&x=1"),
+        ("postgresql:///db?sslpassword=secret", "postgresql:///db?sslpassword=***"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, expected: str) -> None:
+    """Settings are shown in bug reports."""
+    assert checks._without_password(url) == expected
+    if url:
+        assert described(Settings(swarms=url) if "redis" in url else Settings())["swarms"] in {
+            expected,
+            "memory",
+        }
+
+
+def test_index_in_postgres(settings: Settings, postgres: Engine) -> None:
+    """Its version is looked at as that of a file is; nothing is made."""
+    url = new_schema(postgres.url)
+    settings = replace(settings, index=url)
+    name = shown(url)
+    for _ in range(2):
+        assert check(settings) == [f"{name}: has no tracker's index, which will be made"]
+    database.connect(url, create=True).close()
+    assert check(settings) == []
+    for version, remark in ((99, None), (-1, f"{name}: has version -1 and will be upgraded")):
+        with psycopg.connect(url, autocommit=True) as session:
+            session.execute("UPDATE narswarm SET version = %s", (version,))
+        if remark:
+            assert check(settings) == [remark]
+            continue
+        with pytest.raises(InvalidInputError) as caught:
+            check(settings)
+        assert str(caught.value) == f"{name}: has version 99 instead of {POSTGRES_VERSION}"
+
+
+def test_servers_that_do_not_answer(settings: Settings) -> None:
+    """Without its PostgreSQL a tracker doesn't start; without its Redis it does."""
+    port = engines.free_port()
+    with pytest.raises(DatabaseError) as caught:
+        check(replace(settings, index=f"postgresql://u:secret@127.0.0.1:{port}/db"))
+    assert str(caught.value).startswith(f"postgresql://127.0.0.1:{port}/db: ")
+    (remark,) = check(replace(settings, swarms=f"redis://:secret@127.0.0.1:{port}/0"))
+    assert remark.startswith("swarms: Redis: does not answer: ")
+    assert remark.endswith("; announces are refused until it does")
+    assert "secret" not in remark

@@ -12,10 +12,10 @@ import pytest
 
 from narswarm.errors import InvalidInputError, NarswarmError, NotFoundError, SettingsError
 from tracker import blocks, database
-from tracker.database import FILE_NAME, VERSION, connect, opened, transaction
+from tracker.database import FILE_NAME, VERSION, Connection, Place, connect, opened
 
 
-def _tables(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+def _tables(connection: Connection | sqlite3.Connection) -> list[tuple[str, ...]]:
     return connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY name").fetchall()
 
 
@@ -99,15 +99,15 @@ def test_none_there(tmp_path: Path, use: Callable[[Path], object]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_transaction(tmp_path: Path) -> None:
+def test_transaction(place: Place) -> None:
     """What is written before an error isn't there after it."""
-    with closing(connect(tmp_path, create=True)) as connection:
+    with closing(connect(place, create=True)) as connection:
         insert = "INSERT INTO nars (nar_hash, nar_size) VALUES (?, 1)"
-        with transaction(connection):
+        with connection.transaction():
             connection.execute(insert, (b"1",))
 
         def be_interrupted() -> None:
-            with transaction(connection):
+            with connection.transaction():
                 connection.execute(insert, (b"2",))
                 raise KeyboardInterrupt
 
