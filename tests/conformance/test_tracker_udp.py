@@ -23,6 +23,7 @@ from narswarm.download import Progress
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.swarm import Swarm, SwarmSettings
+from tests import needs
 from tests.processes import end, start_tracker, tracker_command
 
 pytestmark = pytest.mark.conformance
@@ -116,22 +117,26 @@ Start = Callable[..., Server]
 
 
 @contextmanager
-def _starter(directory: Path) -> Iterator[Start]:
-    """A starter of trackers, which end with the test."""
+def _starter(directory: Path, engine: str) -> Iterator[Start]:
+    """A starter of trackers with an engine, which end with the test."""
     with ExitStack() as stack:
 
         def start(*flags: str, listen: str = "[::]:0") -> Server:
-            process, (port,) = start_tracker(directory, [listen], *flags)
+            process, (port,) = start_tracker(
+                directory, [listen], *flags, NARSWARM_TRACKER_ENGINE=engine
+            )
             stack.callback(end, process)
             return Server(process, port, stack)
 
         yield start
 
 
-@pytest.fixture(name="start")
-def start_fixture(tmp_path: Path) -> Iterator[Start]:
-    """A starter of trackers that have one directory."""
-    with _starter(tmp_path) as start:
+@pytest.fixture(name="start", params=["native", "python"])
+def start_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
+    """A starter of trackers that have one directory, with either engine."""
+    if request.param == "native":
+        needs.native()
+    with _starter(tmp_path, request.param) as start:
         yield start
 
 
@@ -217,6 +222,22 @@ def test_a_worker_that_is_killed(start: Start) -> None:
     assert server.stop() == 0
 
 
+def test_says_what_it_is(start: Start) -> None:
+    """Addresses and engine are said when it is ready; the engine is told to Prometheus, too."""
+    server = start("--open")
+    assert server.process.stdout is not None
+    assert server.process.stdout.readline() == f"tracker: listening on udp://[::]:{server.port}\n"
+    word, _, engine = server.process.stdout.readline().rpartition(" ")
+    assert word == "tracker: engine:"
+    server.client().announce(1)
+    metrics = server.http("/metrics").decode()
+    assert f'narswarm_tracker_engine_info{{engine="{engine.strip()}"}} 1.0\n' in metrics
+    dropped = "narswarm_tracker_udp_dropped_datagrams_total"
+    assert f'{dropped}{{listen="[::]:{server.port}"}} 0.0\n' in metrics
+    labels = 'action="announce",family="ipv4",outcome="ok",protocol="udp"'
+    assert f"narswarm_tracker_requests_total{{{labels}}} 1.0\n" in metrics
+
+
 def test_without_udp(start: Start) -> None:
     """Nothing listens on the port if it isn't wanted."""
     server = start("--open", "--no-udp", listen="127.0.0.1:0")
@@ -280,7 +301,13 @@ def _wait(ready: Callable[[], bool]) -> None:
     pytest.fail("it did not happen")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+# Each another address: libtorrent keeps the connection id of an address for a minute, and trackers
+# of other tests have other keys.
+@pytest.mark.parametrize(
+    ("start", "host"),
+    [("native", "127.0.0.1"), ("native", "[::1]"), ("python", "127.0.0.3")],
+    indirect=["start"],
+)
 def test_libtorrent_clients_find_each_other(start: Start, tmp_path: Path, host: str) -> None:
     """Stock clients, which know nothing but the announce URL, and after a kill as before.
 
