@@ -24,17 +24,11 @@ from narswarm.trackeranswers import MAX_WANTED
 from narswarm.trackerclient import LONGEST_WAIT
 from tracker import publication
 from tracker.announcer import Announcer, UnavailableError
-from tracker.holdings import (
-    LEASE,
-    MAX_BODY,
-    Holdings,
-    HoldingsStore,
-    StaleHoldingsError,
-    parse_update,
-)
+from tracker.holdings import LEASE, MAX_BODY, Holdings, StaleHoldingsError, parse_update
 from tracker.parking import ENVIRON, Parking, Poll, room_for_descriptors
-from tracker.settings import Settings
-from tracker.wanted import Page, Wanted, WantedStore
+from tracker.redis_bulk import RedisBulk
+from tracker.settings import IN_MEMORY, Settings
+from tracker.wanted import Page, Wanted
 
 RETRY_SECONDS: Final = 2
 """When to ask again for a torrent that is being made."""
@@ -72,8 +66,6 @@ class Bulk:
             not publish.
         is_allowed: whether a key may publish.
         clock: seconds since the epoch.
-        holdings: where lists are kept, or in this process.
-        wanted: where marks are kept, or in this process.
     """
 
     def __init__(
@@ -83,15 +75,17 @@ class Bulk:
         authenticate: Callable[[bytes], bytes],
         is_allowed: Callable[[bytes], bool],
         clock: Callable[[], float],
-        holdings: HoldingsStore | None = None,
-        wanted: WantedStore | None = None,
     ) -> None:
         self._announcer = announcer
         self._authenticate = authenticate
         self._is_allowed = is_allowed
         self._clock = clock
-        self._holdings = holdings or Holdings(*settings.holdings_limits())
-        self._wanted = wanted or Wanted(clock())
+        self._holdings = Holdings(*settings.holdings_limits())
+        self._wanted = Wanted(clock())
+        self._others: RedisBulk | None = None
+        if settings.swarms != IN_MEMORY:
+            self._others = RedisBulk(settings.swarms, self._holdings, self._hear, clock)
+            self._others.start()
         self._large = threading.BoundedSemaphore(_LARGE_AT_A_TIME)
         self._counting = threading.Lock()
         self._preparing = 0
@@ -104,6 +98,8 @@ class Bulk:
     def close(self) -> None:
         """Answer all who wait."""
         self.parking.close()
+        if self._others is not None:
+            self._others.close()
 
     def blueprint(self) -> Blueprint:
         """The two calls."""
@@ -140,6 +136,8 @@ class Bulk:
         keys = self.holders(nar_hash)
         if keys and self._wanted.mark(nar_hash, info_hashes, self._clock()):
             self.parking.wake(keys)
+            if self._others is not None:
+                self._others.wanted(nar_hash, info_hashes, is_new=True)
         if keys and not info_hashes:
             with self._counting:
                 self._preparing += 1
@@ -148,6 +146,20 @@ class Bulk:
     def published(self, nar_hash: bytes, info_hashes: Sequence[bytes]) -> None:
         """Note under which infohashes a NAR is seeded from now on."""
         self._wanted.prepared(nar_hash, info_hashes)
+        if self._others is not None:
+            self._others.wanted(nar_hash, info_hashes, is_new=False)
+
+    def _hear(self, nar_hash: bytes, info_hashes: Sequence[bytes], is_new: bool) -> None:
+        """Take in what another tracker was asked for, or was given."""
+        if not is_new:
+            self._wanted.prepared(nar_hash, info_hashes)
+            return
+        keys = self.holders(nar_hash)
+        if not keys and self._others is not None:
+            self._others.sync()  # somebody holds it who isn't known here yet
+            keys = self.holders(nar_hash)
+        if keys and self._wanted.mark(nar_hash, info_hashes, self._clock()):
+            self.parking.wake(keys)
 
     def _take_holdings(self) -> Response:
         if request.content_length is None:
@@ -159,7 +171,12 @@ class Bulk:
             key = self._authenticate(body)
             if request.mimetype != publication.CONTENT_TYPE:
                 raise InvalidInputError("Content-Type", f"is not {publication.CONTENT_TYPE}")
-            held = self._holdings.apply(key, parse_update(body), self._clock())
+            update = parse_update(body)
+            if self._others is not None:
+                self._others.refresh(key)
+            held = self._holdings.apply(key, update, self._clock())
+            if self._others is not None:
+                self._others.held(key)
         return jsonify(generation=held.generation, held=held.items, lease=LEASE)
 
     @contextmanager
@@ -179,7 +196,10 @@ class Bulk:
         key = self._authenticate(b"")
         since, wait = _number("since"), min(_number("wait"), LONGEST_WAIT)
         if not self._holdings.has(key, self._clock()):
-            raise StaleHoldingsError(0)
+            if self._others is not None:
+                self._others.refresh(key)
+            if not self._holdings.has(key, self._clock()):
+                raise StaleHoldingsError(0)
         poll = Poll(key, since, wait)
         page = self._page(poll)
         if wait and not page.items:

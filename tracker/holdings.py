@@ -16,7 +16,7 @@ import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from operator import lt
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from narswarm import bencoding
 from narswarm.errors import InvalidInputError, NarswarmError
@@ -94,31 +94,6 @@ class Held(NamedTuple):
     items: int
 
 
-class HoldingsStore(Protocol):
-    """Where lists are kept; its methods may be called from any thread.
-
-    Times are seconds since the epoch.
-    """
-
-    def apply(self, key: bytes, update: Update, now: float) -> Held:
-        """Change a key's list and begin its lease anew; see `Holdings.apply`."""
-
-    def has(self, key: bytes, now: float) -> bool:
-        """Whether a key has a list."""
-
-    def holds(self, key: bytes, nar_hash: bytes, now: float) -> bool:
-        """Whether a NAR is in a key's list."""
-
-    def holders(self, nar_hash: bytes, now: float) -> list[bytes]:
-        """The keys that have a NAR in their list."""
-
-    def totals(self, now: float) -> tuple[int, int]:
-        """How many lists there are, and how many items in all of them."""
-
-    def limit(self, holders: int, holder_items: int, items: int) -> None:
-        """Go on with other limits."""
-
-
 def parse_update(body: bytes) -> Update:
     """Read the body of a request.
 
@@ -192,12 +167,20 @@ def merge(old: array[int], added: array[int], removed: array[int]) -> array[int]
     return made
 
 
-class _Holder(NamedTuple):
+class Snapshot(NamedTuple):
+    """A list as it is at a time; it never changes.
+
+    Attributes:
+        items: the first 8 bytes of hashes as numbers, in order.
+        generation: which list it is.
+        expires: when its lease is over.
+        complete: when all of it came the last time.
+    """
+
     items: array[int]
     generation: int
     expires: float
     complete: float
-    """When all of the list came the last time."""
 
 
 class Holdings:
@@ -211,7 +194,7 @@ class Holdings:
 
     def __init__(self, holders: int, holder_items: int, items: int) -> None:
         self._lock = threading.Lock()
-        self._holders: dict[bytes, _Holder] = {}
+        self._holders: dict[bytes, Snapshot] = {}
         self._total = 0
         self._earliest = 0.0
         """When to look for leases that are over."""
@@ -252,13 +235,13 @@ class Holdings:
                 raise HoldingsFullError("holdings", "are full: too many items are in them")
             expires = now + LEASE
             complete = before.complete if before is not None and update.base else now
-            self._holders[key] = _Holder(items, update.generation, expires, complete)
+            self._holders[key] = Snapshot(items, update.generation, expires, complete)
             self._total = total
             self._earliest = min(self._earliest, expires)
         return Held(update.generation, len(items))
 
     @staticmethod
-    def _check(before: _Holder | None, update: Update, now: float) -> None:
+    def _check(before: Snapshot | None, update: Update, now: float) -> None:
         """See whether an update fits what is there."""
         if update.base:
             generation = before.generation if before else 0
@@ -266,6 +249,32 @@ class Holdings:
                 raise StaleHoldingsError(generation)
         elif before is not None and (wait := before.complete + FULL_PAUSE - now) > 0:
             raise TooSoonError(min(int(wait) + 1, FULL_PAUSE))
+
+    def snapshot(self, key: bytes) -> Snapshot | None:
+        """A key's list as it is now."""
+        with self._lock:
+            return self._holders.get(key)
+
+    def keys(self, now: float) -> list[bytes]:
+        """The keys that have a list."""
+        with self._lock:
+            self._expire(now)
+            return list(self._holders)
+
+    def install(self, key: bytes, snapshot: Snapshot, now: float) -> None:
+        """Have a list that another tracker was told, if there is room for it."""
+        with self._lock:
+            self._expire(now)
+            present = self._holders.get(key)
+            total = self._total + len(snapshot.items) - (len(present.items) if present else 0)
+            if (
+                total <= self._max_items
+                and len(snapshot.items) <= self._max_holder_items
+                and (present is not None or len(self._holders) < self._max_holders)
+            ):
+                self._holders[key] = snapshot
+                self._total = total
+                self._earliest = min(self._earliest, snapshot.expires)
 
     def has(self, key: bytes, now: float) -> bool:
         """Whether a key has a list."""

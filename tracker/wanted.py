@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 LIFETIME: Final = 600
 """Seconds for which a NAR stays wanted."""
@@ -34,28 +34,6 @@ class Page(NamedTuple):
 
     cursor: int
     items: list[WantedItem]
-
-
-class WantedStore(Protocol):
-    """Where marks are kept; its methods may be called from any thread."""
-
-    def mark(self, nar_hash: bytes, info_hashes: Sequence[bytes], now: float) -> bool:
-        """Count a request for a NAR; see `Wanted.mark`."""
-
-    def prepared(self, nar_hash: bytes, info_hashes: Sequence[bytes]) -> None:
-        """Note the torrents of a NAR."""
-
-    def clear(self, nar_hashes: Iterable[bytes]) -> None:
-        """Have NARs no longer wanted."""
-
-    def page(self, cursor: int, limit: int, holds: Callable[[bytes], bool], now: float) -> Page:
-        """What came after a cursor; see `Wanted.page`."""
-
-    def info_hashes(self, nar_hash: bytes) -> tuple[bytes, ...]:
-        """Under which infohashes a seed of a wanted NAR would announce."""
-
-    def total(self, now: float) -> int:
-        """How many NARs are wanted."""
 
 
 @dataclass(slots=True)
