@@ -18,14 +18,20 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from narswarm.acl import Acl
 from narswarm.candidates import Torrents
 from narswarm.control import NAME
-from narswarm.errors import CodecError, InvalidInputError, NarswarmError, NotFoundError
+from narswarm.errors import (
+    BusyError,
+    CodecError,
+    InvalidInputError,
+    NarswarmError,
+    NotFoundError,
+)
 from narswarm.files import write_atomically
 from narswarm.httpclient import HttpClient
 from narswarm.httpsig import PublisherKey
@@ -33,6 +39,7 @@ from narswarm.narinfos import NarinfoCache, NarinfoLookup
 from narswarm.payload import check_codec
 from narswarm.sdnotify import Notifier
 from narswarm.swarm import Swarm
+from narswarm.swarm_settings import split_address
 from narswarm.trackerclient import TrackerIndex
 from seeder.control import listening
 from seeder.fetching import Fetcher
@@ -49,6 +56,9 @@ from seeder.reannounce import Reannouncer
 from seeder.settings import Settings
 from seeder.state import DATABASE, State
 from seeder.vouchers import LocalVouchers, ServerVouchers, Vouchers
+
+if TYPE_CHECKING:
+    from seeder.web_page import Pages
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +143,7 @@ class Seeder:
                     Permissions(settings.control_users),
                 )
             )
+            self._serve(stack)
             scheduler = self._schedule()
             ready(len(self._offering), self._port)
             self._notifier.ready(f"{len(self._offering)} items, port {self._port}")
@@ -219,6 +230,29 @@ class Seeder:
             self._state, indexes, announce=self._reannouncer.announce_all, clock=time.time
         )
 
+    def _serve(self, stack: ExitStack) -> None:
+        """Show the page; a seeder without one seeds all the same."""
+        self._pages: Pages | None = None
+        if not self._settings.web:
+            return
+        # Not at the top: whoever wants no page needs no Flask.
+        from seeder.metrics import exposition  # noqa: PLC0415
+        from seeder.web import WebServer, create_app  # noqa: PLC0415
+        from seeder.web_page import Pages  # noqa: PLC0415
+
+        self._pages = Pages(
+            self._state, self._swarm, self.status, self._operator.items, self._fetcher.views
+        )
+        host, _ = split_address(self._settings.web)
+        app = create_app(self._pages.page, exposition(self.status), [host])
+        try:
+            server = WebServer(app, self._settings.web)
+        except BusyError as error:
+            log.warning("%s", error)
+            return
+        stack.callback(server.close)
+        log.info("page: http://%s/", self._settings.web)
+
     def _live(self) -> None:
         """Give systemd a sign of life if the session gives one; else it starts another seeder."""
         with suppress(NarswarmError):
@@ -283,6 +317,8 @@ class Seeder:
         self._offering.check()
         self._operator.apply()
         self._reannouncer.run()
+        if self._pages is not None:
+            self._pages.note()
 
     def _expire(self) -> None:
         self._save_dht()

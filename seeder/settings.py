@@ -113,6 +113,10 @@ class Settings:
         default=("guix-daemon",),
         metadata={"help": "Users who may have items fetched, besides root and the seeder's own."},
     )
+    web: str = field(
+        default="127.0.0.1:6880",
+        metadata={"help": "HOST:PORT of the page and of /metrics; empty for none."},
+    )
     workers: int = field(
         default=0, metadata={"help": "Threads that compress; 0 for one on each core."}
     )
@@ -147,6 +151,11 @@ class Settings:
                     check(address)
                 except SettingsError as error:
                     raise SettingsError(f"seeder.{name}", f"{address!r} {error.reason}") from None
+        if self.web:
+            try:
+                split_address(self.web)
+            except SettingsError as error:
+                raise SettingsError("seeder.web", f"{self.web!r} {error.reason}") from None
         for name in ("scan_interval", "expiry_interval"):
             if getattr(self, name) < _MIN_INTERVAL:
                 raise SettingsError(f"seeder.{name}", "is less than a second")

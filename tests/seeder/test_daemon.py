@@ -93,6 +93,8 @@ def start(world: World) -> Iterator[Start]:
             "lsd": False,
             "upnp": False,
             "private_network": True,
+            "web": "",
+            "socket": world.root / "no-directory" / "seeder.sock",
         }
         started.append(Running(Settings(**(fields | values))))
         return started[-1]
