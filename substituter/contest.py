@@ -86,6 +86,8 @@ class Contest:
         report: is told whose bytes are read.
         failed: is told of sources that failed.
         expected: the rates that ways had with earlier items.
+        ahead: whether the seeder was told of the item before.
+        clock: seconds from any start.
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class Contest:
         report: Shown,
         failed: Failed,
         expected: Mapping[Way, float] | None = None,
+        *,
+        ahead: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.nar_size = nar_size
@@ -113,6 +117,7 @@ class Contest:
         self._all: list[Lane] = []
         self._shown: NarSource | None = None
         self._looked = float("-inf")
+        self._ahead = ahead
 
     def chunks(self) -> Iterator[bytes]:
         """The NAR in order.
@@ -206,7 +211,9 @@ class Contest:
             way: self._lanes[way].standing() if way in self._lanes else Standing()
             for way in self._sources
         }
-        decision = decide(self._policy, self.nar_size, standings, now, self._expected)
+        decision = decide(
+            self._policy, self.nar_size, standings, now, self._expected, ahead=self._ahead
+        )
         actions: list[Callable[[], None]] = []
         if decision.start is not None:
             lane = Lane(self, decision.start)

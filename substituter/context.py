@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from narswarm.candidates import Torrents
+    from narswarm.fetchclient import SeederClient
     from narswarm.trackerclient import TrackerIndex
 
 _DISCOVERED = Path("/var/guix/discover/publish")
@@ -61,13 +63,17 @@ class Context:
         self.warn = warn
         self.options = options.parse(environ.get("_NIX_OPTIONS", ""), _discovered())
         self.client = HttpClient(_READ_TIMEOUT)
+        self.plans = settings.state / "plans"
         self._cache = NarinfoCache(settings.state / "narinfo")
         self.trackers = [tracker_base(announce) for announce in settings.trackers]
         self._making = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._torrents: Torrents | None = None
+        self._seeder: tuple[SeederClient | None] | None = None
         self.rates: dict[Way, float] = {}
         """Bytes of NAR a second that each way has brought lately."""
+        self.ahead: set[str] = set()
+        """Store paths that the seeder was asked to fetch ahead."""
         self._warned: set[str] = set()
         # Raises now, while guix can still take over, where there is no libgcrypt.
         gcrypt.verify(_NO_SIGNATURE)
@@ -76,6 +82,8 @@ class Context:
 
     def close(self) -> None:
         """Let go of threads and connections; a helper that is killed needs no such thing."""
+        if self._seeder and self._seeder[0]:
+            self._seeder[0].close()
         if self._torrents is not None:
             self._torrents.close()
         if self._executor is not None:
@@ -103,6 +111,24 @@ class Context:
 
                 self._torrents = Torrents(self.settings.state / "torrents", self._indexes())
             return self._torrents
+
+    @property
+    def seeder(self) -> SeederClient | None:
+        """The seeder of this machine, if there is one."""
+        with self._making:
+            if self._seeder is None:
+                from narswarm import fetchclient  # noqa: PLC0415
+
+                found = fetchclient.find(self.settings.seeder)
+                self._seeder = (fetchclient.SeederClient(found) if found else None,)
+            return self._seeder[0]
+
+    def refuse(self, nar_hash: bytes, infohash: str) -> None:
+        """Never use a torrent again, here or in the seeder: its payload was another NAR."""
+        self.torrents.refuse(nar_hash, infohash)
+        if self.seeder is not None:
+            with contextlib.suppress(NarswarmError):
+                self.seeder.refuse(nar_hash, infohash)
 
     def may_have_torrents(self, narinfo: Narinfo) -> bool:
         """Whether anybody could know a torrent of a NAR."""

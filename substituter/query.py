@@ -17,8 +17,9 @@ from typing import BinaryIO
 from narswarm.errors import NarswarmError
 from narswarm.narinfo import Narinfo
 from narswarm.storepath import STORE
-from substituter import protocol
+from substituter import plan, protocol
 from substituter.context import Context
+from substituter.plan import PlanWriter
 from substituter.preference import by_preference
 
 _MAX_AHEAD = 10_000
@@ -41,6 +42,7 @@ class Query:
         self._context = context
         self._reply = reply
         self._ahead = Ahead(context) if ahead else None
+        self._plan = PlanWriter(context.plans)
 
     def run(self, commands: BinaryIO) -> None:
         """Answer each line until the end of the input.
@@ -80,7 +82,10 @@ class Query:
         available = {path: found[path] for path in command.words if path in found}
         if self._ahead:
             self._ahead.add(available.values())
-        if command.verb == "have":
+        if command.verb == "info":
+            # Clients ask `have` of what they only want to know about.
+            self._plan.add(available)
+        else:
             return b"".join(protocol.have(path) for path in available)
         return b"".join(
             protocol.info(narinfo, download_size(narinfo)) for narinfo in available.values()
@@ -133,6 +138,7 @@ class Ahead:
             self._wake.notify()
 
     def _work(self) -> None:
+        plan.prune(self._context.plans)
         self._context.torrents.prune_if_due(time.time())
         while True:
             with self._wake:

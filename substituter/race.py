@@ -26,6 +26,9 @@ BUDGET: Final = 0.1
 FIRST_BYTE: Final = 0.5
 """Seconds until its first byte."""
 
+AHEAD: Final = 0.2
+"""Share of these times that a small item gets which the seeder may have fetched ahead."""
+
 QUIET: Final = 0.5
 """Seconds without a byte after which the other joins."""
 
@@ -130,10 +133,16 @@ class Meter:
         return (self._samples[-1][1] - position) / (now - begin)
 
 
-def first(policy: Policy, nar_size: int) -> Way:
-    """Which way begins."""
+def first(policy: Policy, nar_size: int, *, ahead: bool = False) -> Way:
+    """Which way begins.
+
+    Args:
+        policy: what the user wants.
+        nar_size: bytes of the NAR.
+        ahead: whether the seeder was told of the item before, so that it may be here already.
+    """
     if policy is Policy.RACE:
-        return Way.HTTP if nar_size <= SMALL else Way.SWARM
+        return Way.HTTP if nar_size <= SMALL and not ahead else Way.SWARM
     return Way.HTTP if policy is Policy.HTTP_FIRST else Way.SWARM
 
 
@@ -143,6 +152,8 @@ def decide(
     ways: Mapping[Way, Standing],
     now: float,
     expected: Mapping[Way, float] | None = None,
+    *,
+    ahead: bool = False,
 ) -> Decision:
     """Say what to do next; to be asked again after each change and a few dozen times a second.
 
@@ -152,10 +163,11 @@ def decide(
         ways: those that there are, one or both.
         now: in seconds, on the clock of `Standing.since`.
         expected: the rate that a way had with earlier items.
+        ahead: as for `first`.
     """
     running = [way for way in ways if ways[way].state is State.RUNNING]
     if not running:
-        begins = first(policy, nar_size)
+        begins = first(policy, nar_size, ahead=ahead)
         for way in (begins, begins.other):
             if way in ways and ways[way].state is State.WAITING:
                 return Decision(start=way)
@@ -169,15 +181,18 @@ def decide(
     if rival is None or rival.state is State.OVER:
         return NOTHING
     rate = (expected or {}).get(way.other, ASSUMED_RATE)
-    return Decision(start=way.other) if _is_behind(ways[way], nar_size, now, rate) else NOTHING
+    # A small item is either here by now or faster from a server.
+    share = AHEAD if ahead and nar_size <= SMALL else 1.0
+    joins = _is_behind(ways[way], nar_size, now, rate, share)
+    return Decision(start=way.other) if joins else NOTHING
 
 
-def _is_behind(one: Standing, nar_size: int, now: float, rate: float) -> bool:
+def _is_behind(one: Standing, nar_size: int, now: float, rate: float, share: float) -> bool:
     """Whether a source that would begin now with this rate were through before this one."""
     if one.full:
         return False
     if not one.position:
-        return now - one.since >= (FIRST_BYTE if one.found else BUDGET)
+        return now - one.since >= (FIRST_BYTE if one.found else BUDGET) * share
     if now - one.last >= QUIET:
         return True
     if one.rate is None or now - one.since < SLOW:

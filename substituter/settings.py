@@ -31,6 +31,13 @@ class SubstituterSettings:
     guix: Path | None = field(
         default=None, metadata={"help": "the real guix; looked for in the usual places if not set"}
     )
+    seeder: str | None = field(
+        default=None,
+        metadata={
+            "help": "the socket of this machine's seeder, which fetches for the substituter; "
+            'looked for in the usual places if not set, not used if it is ""'
+        },
+    )
     dht: bool = field(default=True, metadata={"help": "whether peers are looked up in the DHT"})
     dht_nodes: tuple[str, ...] = field(
         default=(), metadata={"help": "HOST:PORT of DHT nodes to start from"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the NAR of an item can come from: a swarm or a substitute server."""
+"""Where the NAR of an item can come from: a swarm, by a session of our own, or a server."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ class SwarmSource:
     ) -> None:
         self.candidate = candidate
         self.key = candidate.infohash
+        self.infohash = candidate.infohash
         self._swarm = swarm
         self._nar_size = nar_size
         self._directory = directory
@@ -144,7 +145,8 @@ class HttpSource:
                 done += len(chunk)
                 yield chunk
 
-        with self._client.stream(url) as response:
+        # What is longer than it says isn't read to its end, so that its connection isn't kept.
+        with self._client.stream(url, keep=True) as response:
             runner.on_drop(response.abort)
             if response.status != 200:
                 raise NetworkError(url, f"the server answered {response.status}")

@@ -8,14 +8,22 @@ last resort. A wrong or broken copy from one source never ends the search.
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from narswarm.errors import BusyError, InvalidInputError, NarswarmError, NetworkError
+from narswarm.errors import (
+    BusyError,
+    InvalidInputError,
+    NarswarmError,
+    NetworkError,
+    NotFoundError,
+)
 from narswarm.narinfo import Narinfo
 from narswarm.restore import Deduplicator, RestoreError, delete
 from narswarm.storepath import STORE
-from substituter import protocol, realguix
+from substituter import plan, protocol, realguix
 from substituter.contest import Contest, Lane, NarSource, NobodyLeftError, Sources
 from substituter.context import Context
 from substituter.nargate import Gate, WrongNarError
@@ -24,6 +32,9 @@ from substituter.race import Policy, Way
 from substituter.report import Report
 from substituter.session import Session
 from substituter.sources import HttpSource, Patience, SwarmSource
+
+if TYPE_CHECKING:
+    from narswarm.fetchclient import SeederClient
 
 _NARINFO_TIMEOUT = 30.0
 
@@ -53,6 +64,7 @@ class Substitute:
         self._context = context
         self._session = session
         self._reply = reply
+        self._planned = False
 
     def run(self, commands: BinaryIO) -> None:
         """Serve each line until the end of the input.
@@ -80,6 +92,9 @@ class Substitute:
             self._context.warn(f"{command.verb}: unknown command")
             return protocol.NOT_FOUND
         path, destination = command.words
+        if not self._planned:
+            self._planned = True
+            threading.Thread(target=self._plan, args=(path,), name="plan", daemon=True).start()
         options = self._context.options
         name = path.rpartition("/")[2]
         with Report(destination, name, trace=options.trace, columns=options.columns) as report:
@@ -96,6 +111,24 @@ class Substitute:
         if not status and item.mismatch is not None:
             return protocol.hash_mismatch(item.digest[0], item.mismatch)
         return status or protocol.NOT_FOUND
+
+    def _plan(self, first: str) -> None:
+        """Have the seeder fetch what will be asked for after the first item."""
+        context = self._context
+        try:
+            paths = [path for path in plan.read(context.plans) if path != first]
+            paths = [path for path in paths if not os.path.lexists(path)]
+            if not paths or context.seeder is None:
+                return
+            from narswarm.fetchclient import Wanted  # noqa: PLC0415 -- where there is a seeder
+
+            narinfos = context.narinfos(paths, context.settings.query_timeout)
+            context.ahead.update(narinfos)
+            context.seeder.prefetch(
+                [Wanted(n.nar_hash, n.nar_size, n.store_path) for n in narinfos.values()]
+            )
+        except Exception as error:  # noqa: BLE001 -- only speed is lost
+            context.warn_once(f"fetching ahead: {error}")
 
     def _by_guix(self, path: str, destination: str) -> bytes:
         """The status line of guix's own helper; b"" if it, or guix itself, is missing."""
@@ -179,6 +212,7 @@ class Item:
             self._report,
             lambda source, error, seen: self._judge(source, narinfo, error, seen=seen),
             self._context.rates,
+            ahead=self._path in self._context.ahead,
         )
         try:
             gate.restore(contest.chunks())
@@ -206,7 +240,7 @@ class Item:
 
     def _alone(self, source: NarSource, narinfo: Narinfo, gate: Gate) -> bool:
         """Restore from one source; whether the item is in place."""
-        way = Way.SWARM if isinstance(source, SwarmSource) else Way.HTTP
+        way = Way.HTTP if isinstance(source, HttpSource) else Way.SWARM
         contest = Contest(
             narinfo.nar_size,
             Policy.RACE,
@@ -242,11 +276,13 @@ class Item:
         wrong = isinstance(known, WrongNarError | InvalidInputError)
         if isinstance(known, WrongNarError):
             self.mismatch = known.actual
-        if wrong or not isinstance(known, NetworkError | BusyError):
+        if wrong or not isinstance(known, NetworkError | BusyError | NotFoundError):
             self._refused.add(source.key)
-        if wrong and isinstance(source, SwarmSource):
-            self._context.torrents.refuse(narinfo.nar_hash, source.candidate.infohash)
-        if seen or not isinstance(known, NetworkError):
+        infohash = getattr(source, "infohash", "")
+        if wrong and infohash:
+            self._refused.add(infohash)
+            self._context.refuse(narinfo.nar_hash, infohash)
+        if seen or not isinstance(known, NetworkError | BusyError | NotFoundError):
             self._report.note(str(known))
         else:
             # Of one that another one has made up for nobody needs to know.
@@ -259,25 +295,46 @@ class Item:
         return ways
 
     def _swarms(self, narinfo: Narinfo, lane: Lane) -> Iterator[NarSource]:
-        """Torrents: a few, and when there is no other way, with more patience, many."""
+        """Torrents: a few, and when there is no other way, with more patience, many.
+
+        The seeder of this machine is asked first; a session of our own takes time to begin.
+        """
+        settings = self._context.settings
+        seeder = self._context.seeder
+        if seeder is not None:
+            yield from self._from_seeder(seeder, narinfo)
         if not self._context.may_have_torrents(narinfo):
             return
-        settings = self._context.settings
-        tried: set[str] = set()
         if not lane.alone:
-            quick = self._candidates(narinfo, settings.first_byte_timeout, tried)
-            yield from itertools.islice(quick, _MAX_QUICK)
+            if seeder is None:
+                quick = self._candidates(narinfo, settings.first_byte_timeout, set())
+                yield from itertools.islice(quick, _MAX_QUICK)
             if not lane.rest():
                 return
         # Those that were tried may have got peers meanwhile.
         patient = self._candidates(narinfo, settings.patience, set())
         yield from itertools.islice(patient, _MAX_PATIENT)
 
+    def _from_seeder(self, seeder: SeederClient, narinfo: Narinfo) -> Iterator[NarSource]:
+        from narswarm.fetchclient import Wanted  # noqa: PLC0415 -- where there is one
+        from substituter.seedersource import SeederSource  # noqa: PLC0415
+
+        wanted = Wanted(narinfo.nar_hash, narinfo.nar_size, narinfo.store_path)
+        name = self._path.rpartition("/")[2]
+        for _ in range(_MAX_PATIENT):
+            source = SeederSource(seeder, wanted, self._patience(), name, self._refused)
+            yield source
+            if not source.changed:
+                return
+
+    def _patience(self) -> Patience:
+        settings = self._context.settings
+        return Patience(settings.first_byte_timeout, settings.stall_timeout, settings.patience)
+
     def _candidates(self, narinfo: Narinfo, timeout: float, tried: set[str]) -> Iterator[NarSource]:
         context, settings = self._context, self._context.settings
         if context.trackers:
             self._session.start()
-        patience = Patience(settings.first_byte_timeout, settings.stall_timeout, settings.patience)
         torrents = context.torrents
         known = torrents.known(narinfo.nar_hash, narinfo.nar_size)
         asked = torrents.ask(narinfo.nar_hash, narinfo.nar_size, timeout, context.warn_once)
@@ -295,7 +352,7 @@ class Item:
                 narinfo.nar_size,
                 self._session.downloads,
                 settings.trackers,
-                patience,
+                self._patience(),
                 self._path.rpartition("/")[2],
             )
 

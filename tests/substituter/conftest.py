@@ -144,6 +144,7 @@ def settings(tmp_path: Path, key: KeyPair) -> SubstituterSettings:
         state=tmp_path / "state",
         acl=acl_file,
         guix=Path("/bin/false"),
+        seeder="",
         dht=False,
         lsd=False,
         listen=("127.0.0.1:0",),

@@ -30,6 +30,7 @@ def config(settings: SubstituterSettings, file: Path, *lines: str) -> Path:
         f'state = "{settings.state}"',
         f'acl = "{settings.acl}"',
         f'guix = "{settings.guix}"',
+        'seeder = ""',
         "dht = false",
         "lsd = false",
         'listen = ["127.0.0.1:0"]',

@@ -262,3 +262,15 @@ def test_a_rate_takes_time_to_tell() -> None:
     meter.add(12.0, 4250)
     assert meter.rate(12.0) == 2000
     assert meter.rate(14.0) == 0
+
+
+def test_what_was_fetched_ahead_is_taken_first() -> None:
+    """A small item that the seeder may have is asked of it; a server joins after a moment."""
+    assert first(Policy.RACE, SMALL, ahead=True) is Way.SWARM
+    ways = {way: Standing() for way in Way}
+    assert decide(Policy.RACE, SMALL, ways, 0.0, ahead=True) == Decision(start=Way.SWARM)
+    ways[Way.SWARM] = Standing(State.RUNNING)
+    join = Decision(start=Way.HTTP)
+    for size, budget in ((SMALL, race.BUDGET * race.AHEAD), (LARGE, race.BUDGET)):
+        assert decide(Policy.RACE, size, ways, budget - 0.001, ahead=True) == Decision()
+        assert decide(Policy.RACE, size, ways, budget, ahead=True) == join

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The NAR of an item from the seeder of this machine, which has a session that is warm."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Container, Iterator
+from typing import Final
+
+from narswarm import compression
+from narswarm.download import Progress, SwarmStalledError
+from narswarm.errors import NetworkError
+from narswarm.fetchclient import Fetching, SeederClient, Source, SourceChangedError, Wanted
+from substituter.contest import Runner
+from substituter.sources import THREADS, Patience
+
+_LOOK: Final = 0.1
+"""Seconds between two looks whether the item is still wanted."""
+
+
+class SeederSource:
+    """What the seeder fetches for us.
+
+    Args:
+        client: of the seeder.
+        wanted: the NAR.
+        patience: when to give up.
+        name: the item's base name, shown to the user.
+        refused: infohashes of torrents that were wrong.
+
+    Attributes:
+        infohash: of the torrent that is used, "" before there is one.
+        changed: the seeder has begun anew with another torrent; asking again gives that one.
+    """
+
+    def __init__(
+        self,
+        client: SeederClient,
+        wanted: Wanted,
+        patience: Patience,
+        name: str,
+        refused: Container[str],
+    ) -> None:
+        self.key = f"the seeder's {name}"
+        self.infohash = ""
+        self.changed = False
+        self._client = client
+        self._wanted = wanted
+        self._patience = patience
+        self._name = name
+        self._refused = refused
+
+    @contextlib.contextmanager
+    def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
+        """Have it fetched, decompressing what has arrived while the rest is on its way."""
+        begin = time.monotonic()
+        self.changed = False
+        with self._client.fetch(self._wanted) as fetching:
+            source = self._found(fetching, runner, begin)
+            self.infohash = source.infohash
+            if source.infohash in self._refused:
+                raise NetworkError(self.key, "was wrong before")
+            url = f"bittorrent://{source.infohash}/{self._name}"
+            runner.source(url, source.length, lambda: fetching.progress().done)
+            chunks = fetching.chunks(
+                stall=lambda progress: (
+                    runner.dropped
+                    or self._patience.is_over(
+                        progress, time.monotonic() - begin, alone=runner.alone
+                    )
+                )
+            )
+            try:
+                yield compression.decompress(
+                    chunks,
+                    "zstd" if source.kind == "nar.zst" else "none",
+                    limit=self._wanted.nar_size,
+                    subject=url,
+                    threads=THREADS,
+                )
+            except SourceChangedError:
+                self.changed = True
+                raise
+
+    def _found(self, fetching: Fetching, runner: Runner, begin: float) -> Source:
+        while True:
+            try:
+                return fetching.source(_LOOK)
+            except SwarmStalledError:
+                elapsed = time.monotonic() - begin
+                nothing = Progress(0, 0, 0, 0, elapsed, 0)
+                if runner.dropped or self._patience.is_over(nothing, elapsed, alone=runner.alone):
+                    raise

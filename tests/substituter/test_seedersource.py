@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of substituter.seedersource, against a seeder that says what the test wants."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty
+
+import pytest
+import zstandard
+
+from narswarm import base32, nar
+from narswarm.errors import NetworkError
+from narswarm.fetchclient import SeederClient, Wanted
+from substituter.plan import PlanWriter
+from substituter.seedersource import SeederSource
+from substituter.session import Session
+from substituter.settings import SubstituterSettings
+from substituter.sources import Patience
+from substituter.substitute import Substitute
+from tests.narswarm.test_fetchclient import DONE, FakeSeeder, progress, source
+from tests.substituter.conftest import Item, Site, World
+from tests.substituter.test_sources import Seen
+
+Make = Callable[..., Item]
+PATIENCE = Patience(20.0, 20.0, 20.0)
+
+
+@pytest.fixture
+def seeder(tmp_path: Path) -> Iterator[FakeSeeder]:
+    """A seeder."""
+    (tmp_path / "seeder").mkdir()
+    made = FakeSeeder(tmp_path / "seeder")
+    yield made
+    made.more.set()
+    made.server.close()
+
+
+def offered(seeder: FakeSeeder, item: Item, name: str = "aa") -> tuple[object, Path]:
+    """What the seeder says of an item's payload."""
+    payload = zstandard.compress(item.nar)
+    return source(name, len(payload)), seeder.file(payload)
+
+
+def fetch(
+    seeder: FakeSeeder, item: Item, patience: Patience = PATIENCE, refused: set[str] | None = None
+) -> tuple[SeederSource, list[str], bytes]:
+    """The source, what the user saw, and the NAR."""
+    shown: list[str] = []
+    wanted = Wanted(item.nar_hash, len(item.nar), item.path)
+    with SeederClient(seeder.path, timeout=20) as client:
+        made = SeederSource(client, wanted, patience, "a", refused or set())
+        with made.nar(Seen(shown)) as chunks:
+            return made, shown, b"".join(chunks)
+
+
+def test_what_the_seeder_has_is_decompressed(seeder: FakeSeeder, make_item: Make) -> None:
+    """As soon as it is there; the user sees the torrent."""
+    item = make_item("a", os.urandom(100_000))
+    line, path = offered(seeder, item)
+    seeder.say((line, path), progress(1000), DONE)
+    made, shown, data = fetch(seeder, item)
+    assert data == item.nar
+    assert made.infohash == "aa"
+    assert shown == [f"@ download-started /dest bittorrent://aa/a {path.stat().st_size}\n"]
+
+
+def test_a_torrent_that_was_wrong_is_not_taken_again(seeder: FakeSeeder, make_item: Make) -> None:
+    """Also if the seeder hasn't heard of it."""
+    item = make_item("a")
+    seeder.say(offered(seeder, item), DONE)
+    with pytest.raises(NetworkError) as caught:
+        fetch(seeder, item, refused={"aa"})
+    assert str(caught.value) == "the seeder's a: was wrong before"
+
+
+def test_a_seeder_that_finds_nothing_is_not_waited_for(seeder: FakeSeeder, make_item: Make) -> None:
+    """Patience is the same as with a session of our own."""
+    seeder.say()
+    with pytest.raises(NetworkError) as caught:
+        fetch(seeder, make_item("a"), Patience(0.0, 0.0, 0.0))
+    assert "the seeder has found no torrent yet" in str(caught.value)
+
+
+def test_another_torrent_in_the_middle_can_be_asked_for(
+    seeder: FakeSeeder, make_item: Make
+) -> None:
+    """The NAR begins anew then, so this try is over; `changed` says that one more is worth it."""
+    item = make_item("a", os.urandom(3 << 20))
+    payload = zstandard.compress(item.nar)
+    first = (source("aa", len(payload)), seeder.file(payload))
+    seeder.say(first, progress(2 << 20), seeder.more, (source("bb", len(payload)), first[1]), DONE)
+    wanted = Wanted(item.nar_hash, len(item.nar), item.path)
+    with SeederClient(seeder.path, timeout=20) as client:
+        made = SeederSource(client, wanted, PATIENCE, "a", set())
+
+        def read() -> None:
+            with made.nar(Seen([])) as chunks:
+                for _ in chunks:
+                    seeder.more.set()
+
+        with pytest.raises(NetworkError) as caught:
+            read()
+        assert str(caught.value).endswith(": another torrent is tried")
+    assert made.changed
+
+
+def substitute(world: World, item: Item, destination: Path) -> bytes:
+    """The status of one item, without a session of our own."""
+    replies: list[bytes] = []
+    session = Session(world.context.settings, world.context.warn)
+    line = f"substitute {item.path} {destination}\n".encode()
+    Substitute(world.context, session, replies.append).run(io.BytesIO(line))
+    return b"".join(replies)
+
+
+def test_the_seeder_serves_without_a_session_and_is_told_the_plan(
+    enter: Callable[..., World],
+    make_item: Make,
+    settings: SubstituterSettings,
+    seeder: FakeSeeder,
+    site: Site,
+    tmp_path: Path,
+) -> None:
+    """The item comes from it, and what the client asked about is fetched ahead."""
+    item, later, unknown = make_item("a", os.urandom(50_000)), make_item("b"), make_item("c")
+    for each in (item, later):
+        site.offer(each, "zstd")
+    changed = dataclasses.replace(settings, seeder=str(seeder.path), policy="swarm-first")
+    world = enter(site.url, changed=changed)
+    PlanWriter(world.context.plans).add([unknown.path, later.path, item.path])
+    seeder.say(offered(seeder, item), DONE)
+    assert substitute(world, item, tmp_path / "out").startswith(b"success ")
+    assert b"".join(nar.dump(tmp_path / "out")) == item.nar
+    requests = [seeder.requests.get(timeout=20) for _ in range(2)]
+    by_name = {request["op"]: request for request in requests}
+    assert by_name["fetch"]["store_path"] == item.path
+    assert [each["store_path"] for each in by_name["prefetch"]["items"]] == [later.path]
+    assert not [request for request in site.requests if "/nar/" in request]
+
+
+def test_a_lie_is_told_to_the_seeder(
+    enter: Callable[..., World],
+    make_item: Make,
+    settings: SubstituterSettings,
+    seeder: FakeSeeder,
+    site: Site,
+    tmp_path: Path,
+) -> None:
+    """It refuses the torrent from then on, and the item comes from elsewhere."""
+    item, other = make_item("a"), make_item("b", b"evil")
+    site.offer(item, "zstd")
+    changed = dataclasses.replace(settings, seeder=str(seeder.path), policy="swarm-first")
+    seeder.say(offered(seeder, other), DONE)
+    world = enter(site.url, changed=changed)
+    assert substitute(world, item, tmp_path / "out").startswith(b"success ")
+    assert b"".join(nar.dump(tmp_path / "out")) == item.nar
+    told = []
+    while True:
+        try:
+            told.append(seeder.requests.get_nowait())
+        except Empty:
+            break
+    refusals = [request for request in told if request["op"] == "refuse"]
+    expected = {"nar_hash": base32.format_hash(item.nar_hash), "infohash": "aa"}
+    assert [{**refusal, **expected} == refusal for refusal in refusals] == [True]
+
+
+def test_without_a_seeder_the_rest_goes_on(
+    enter: Callable[..., World],
+    make_item: Make,
+    settings: SubstituterSettings,
+    site: Site,
+    tmp_path: Path,
+) -> None:
+    """A socket that nobody listens at is no failure."""
+    item = make_item("a")
+    site.offer(item, "zstd")
+    changed = dataclasses.replace(settings, seeder=str(tmp_path / "none"), policy="swarm-first")
+    world = enter(site.url, changed=changed)
+    assert substitute(world, item, tmp_path / "out").startswith(b"success ")
+    assert world.warnings == []
