@@ -39,6 +39,7 @@ from narswarm.trackerclient import (
     WantedNar,
     pack_hashes,
 )
+from tests import engines
 from tests.processes import end, start_tracker
 
 pytestmark = pytest.mark.conformance
@@ -149,6 +150,33 @@ def tracker_fixture(tmp_path: Path, signer: KeyPair) -> Iterator[Tracker]:
         meter = Meter(client)
         index = TrackerIndex(meter, f"http://127.0.0.1:{port}", timeout=DEADLINE)
         yield Tracker(process, port, index, meter)
+
+
+@pytest.fixture(name="pair")
+def pair_fixture(tmp_path: Path) -> Iterator[tuple[Tracker, Tracker]]:
+    """Two trackers that share what they are told through one Redis."""
+    with ExitStack() as stack:
+        redis = stack.enter_context(engines.redis_server())
+        started = []
+        for number in range(2):
+            directory = tmp_path / f"{number}"
+            directory.mkdir()
+            process, (port,) = start_tracker(
+                directory, ["127.0.0.1:0"], "--no-udp", NARSWARM_TRACKER_SWARMS=redis.url
+            )
+            stack.callback(end, process)
+            started.append((process, port))
+        meter = Meter(stack.enter_context(HttpClient(DEADLINE * 2, environ={})))
+        one, other = (
+            Tracker(
+                process,
+                port,
+                TrackerIndex(meter, f"http://127.0.0.1:{port}", timeout=DEADLINE),
+                meter,
+            )
+            for process, port in started
+        )
+        yield one, other
 
 
 def _answer(sock: socket.socket) -> dict[str, Any]:
@@ -330,3 +358,20 @@ def test_the_client_waits(tracker: Tracker) -> None:
     assert tracker.get(f"/v1/nar/{_text(_hash(1))}.torrent")[0] == 202
     thread.join(DEADLINE)
     assert replies[0].wanted == (WantedNar(_hash(1), 1),)
+
+
+def test_two_trackers(pair: tuple[Tracker, Tracker]) -> None:
+    """A seeder tells one tracker, waits at another, and hears of what is wanted at the first."""
+    one, other = pair
+    key = PublisherKey.generate()
+    one.hold(key, 0, 1, _hash(1))
+    with other.poll(key) as sock:
+        other.until_parked(1)
+        with pytest.raises(PreparingError):
+            one.index.torrent(_hash(1))
+        assert _answer(sock)["wanted"] == [
+            {"nar_hash": base32.format_hash(_hash(1)), "requests": 1}
+        ]
+    assert other.hold(key, 1, 2, _hash(2)) == HoldingsReply(2, 2, 1800)
+    assert one.hold(key, 2, 2, b"") == HoldingsReply(2, 2, 1800)
+    assert one.get(f"/v1/nar/{_text(_hash(2))}")[0] == 202
