@@ -202,7 +202,7 @@ class Bulk:
                 raise StaleHoldingsError(0)
         poll = Poll(key, since, wait)
         page = self._page(poll)
-        if wait and not page.items:
+        if wait and not page.items and request.method == "GET":
             if not self.parking.has_room():
                 raise BusyError("wanted", "is what too many wait for; try again")
             request.environ[ENVIRON] = poll

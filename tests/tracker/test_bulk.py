@@ -29,6 +29,7 @@ from tracker.blocks import BlockList
 from tracker.bulk import BulkTotals
 from tracker.holdings import LEASE, MAX_BODY
 from tracker.index import Index
+from tracker.parking import ENVIRON
 from tracker.settings import Settings
 from tracker.swarmstore import MemorySwarms
 from tracker.wanted import LIFETIME
@@ -368,6 +369,16 @@ def test_without_a_server_to_wait(site: Site, monkeypatch: pytest.MonkeyPatch) -
     response = site.wanted("wait=50")
     _assert_error(response, 503, "wanted: is what too many wait for; try again")
     assert site.wanted("wait=0").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_who_waits(site: Site, method: str) -> None:
+    """A question may wait on its connection; one for headers only is answered at once."""
+    site.post()
+    headers = httpsig.sign_request(KEY, method, "/v1/wanted", b"", NOW)
+    response = site.client.open("/v1/wanted?wait=50", method=method, headers=headers)
+    assert response.status_code == 200
+    assert (ENVIRON in response.request.environ) == (method == "GET")
 
 
 def test_swarms_that_do_not_answer(
