@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +21,16 @@ from narswarm.errors import BusyError, NarswarmError
 from narswarm.fetchclient import Wanted
 from narswarm.payload import Kind
 from seeder.fetching_job import LOOK, Fetches, Finds, Job, View
-from seeder.fetching_plan import Plans, Rates
+from seeder.fetching_plan import SMALL, Plans, Rates
 from seeder.fetching_store import FetchStore
 
 log = logging.getLogger(__name__)
 
 MAX_JOBS = 256
 """NARs that are fetched at a time."""
+
+MOMENT = 1.0
+"""Seconds after which an item that somebody waits for is one that takes longer."""
 
 STOP_PATIENCE = 2.0
 """Seconds that jobs get to leave their swarms when the seeder ends."""
@@ -157,6 +161,8 @@ class Fetcher:
             return
         with self._lock:
             job = self._job(wanted)
+            if not job.users:
+                job.waited = time.monotonic()
             job.users += 1
             job.listen(listener)
             if job.download is not None:
@@ -319,7 +325,12 @@ class Fetcher:
                 for job in self._jobs.values()
                 if job.plans and not job.users and not job.view.over
             }
-            wanted = self._plans.next(running, self._store.room)
+            moment = time.monotonic() - MOMENT
+            waiting = any(
+                job.users and not job.view.over and job.waited < moment
+                for job in self._jobs.values()
+            )
+            wanted = self._plans.next(running, self._store.room, waiting=waiting)
             if wanted is None:
                 return False
             if self._finisher.local(wanted.nar_hash) is not None:
@@ -334,8 +345,8 @@ class Fetcher:
         """Leave half of the line to whoever waits; says whether anything is fetched."""
         with self._lock:
             jobs = [job for job in self._jobs.values() if not job.view.over]
-            ahead = [job for job in jobs if not job.users]
-            waiting = len(ahead) < len(jobs)
+            ahead = [job for job in jobs if not job.users and job.wanted.nar_size > SMALL]
+            waiting = any(job.users for job in jobs)
             rates = [job.view.progress.rate for job in jobs]
             share = self._rates.share(rates, len(ahead), waiting=waiting)
             for job in ahead:

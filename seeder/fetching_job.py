@@ -133,6 +133,7 @@ class Job:
     Attributes:
         wanted: the NAR.
         users: how many wait for it.
+        waited: since when, of a clock that doesn't jump.
         plans: who wants it ahead.
         view: how far it is.
         torrent: the metainfo of the torrent in `view`.
@@ -149,6 +150,7 @@ class Job:
     ) -> None:
         self.wanted = wanted
         self.users = 0
+        self.waited = 0.0
         self.plans: set[Hashable] = set()
         self.view = View()
         self.torrent = b""

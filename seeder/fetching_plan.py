@@ -3,8 +3,10 @@
 
 guix-daemon substitutes one item after another, but it asks about all of them before. So the rest of
 a plan is fetched while its first items are restored: in the plan's order, small items many at a
-time, as they cost round trips, large ones few at a time, as they cost bandwidth; and never so fast
-that it takes more than half of the line from the item that somebody waits for.
+time, as they cost round trips, large ones few at a time, as they cost bandwidth. While somebody
+waits for an item, the large ones together get half of the line at most, and when it takes longer
+than a moment, only a few small ones go beside it. Small ones have no limit of their own: one that
+was made slow would take half a second to become fast again, which is longer than it lasts.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ SMALL = 1 << 20
 
 MAX_SMALL = 16
 MAX_LARGE = 4
+MAX_BESIDE = 4
+"""Small items at a time beside an item that somebody waits for."""
+
 MAX_ITEMS = 20_000
 """Items of all plans together."""
 
-MIN_RATE = 64 * 1024
+MIN_RATE = 256 * 1024
 """Bytes a second that fetching ahead gets at least: it isn't known yet how fast the line is."""
 
 _DECAY = 0.98
@@ -65,13 +70,17 @@ class Plans:
         """Whose plans have an item."""
         return {owner for owner, plan in self._plans.items() if nar_hash in plan}
 
-    def next(self, running: Mapping[bytes, int], room: int) -> Wanted | None:
+    def next(
+        self, running: Mapping[bytes, int], room: int, *, waiting: bool = False
+    ) -> Wanted | None:
         """What to begin with now, fairly from each plan; None if it is enough for now.
 
         Args:
             running: sizes in bytes of the NARs that are fetched ahead now, by hash.
             room: bytes of disk for them.
+            waiting: whether somebody has been waiting for an item.
         """
+        most = MAX_BESIDE if waiting else MAX_SMALL
         small = sum(size <= SMALL for size in running.values())
         large = len(running) - small
         # The plan that has been served least recently is first.
@@ -79,10 +88,10 @@ class Plans:
             for item in plan.values():
                 if item.nar_hash in running or item.nar_size > room:
                     continue
-                if (small < MAX_SMALL) if item.nar_size <= SMALL else (large < MAX_LARGE):
+                if (small < most) if item.nar_size <= SMALL else (large < MAX_LARGE):
                     self._plans[owner] = self._plans.pop(owner)
                     return item
-                if small >= MAX_SMALL and large >= MAX_LARGE:
+                if small >= most and large >= MAX_LARGE:
                     return None
         return None
 
@@ -99,11 +108,11 @@ class Rates:
         self._peak = 0.0
 
     def share(self, rates: Collection[int], ahead: int, *, waiting: bool) -> int:
-        """Bytes a second for each item that is fetched ahead, 0 without limit.
+        """Bytes a second for each large item that is fetched ahead, 0 without limit.
 
         Args:
             rates: what each item gets now, all of them.
-            ahead: how many of them are fetched ahead.
+            ahead: how many large ones of them are fetched ahead.
             waiting: whether somebody waits for another one now.
         """
         self._peak = max(self._peak * _DECAY, float(sum(rates)))

@@ -27,6 +27,7 @@ from seeder import fetching
 from seeder.fetching import Fetched, Fetcher, Local
 from seeder.fetching_control import FetchControl, Permissions
 from seeder.fetching_job import View
+from seeder.fetching_plan import MIN_RATE
 from seeder.fetching_store import FetchStore
 
 SETTINGS = SwarmSettings(
@@ -335,12 +336,12 @@ def test_whoever_waits_goes_first(world: World, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         Download, "limit", lambda download, rate: limits.append((download.infohash, rate))
     )
-    ahead, waited = world.make(seeded=False), world.make(seeded=False)
+    ahead, waited = world.make(2 << 20, seeded=False), world.make(seeded=False)
     infohash = world.infohash(ahead)
     world.client().prefetch([ahead])
     world.until(lambda: [view.serial for view in world.views().values()] == [1])
     with world.client().fetch(waited):
-        world.until(lambda: (infohash, 64 * 1024) in limits)
+        world.until(lambda: (infohash, MIN_RATE) in limits)
         with world.client().fetch(ahead) as fetch:
             fetch.source(20)
             assert limits[-1] == (infohash, 0)

@@ -7,7 +7,7 @@ import pytest
 
 from narswarm.fetchclient import Wanted
 from seeder import fetching_plan
-from seeder.fetching_plan import MAX_LARGE, MAX_SMALL, MIN_RATE, SMALL, Plans, Rates
+from seeder.fetching_plan import MAX_BESIDE, MAX_LARGE, MAX_SMALL, MIN_RATE, SMALL, Plans, Rates
 
 GIB = 1 << 30
 
@@ -17,10 +17,10 @@ def wanted(number: int, size: int = 1) -> Wanted:
     return Wanted(number.to_bytes(32), size, f"/gnu/store/{'0' * 32}-{number}")
 
 
-def begin(plans: Plans, room: int = GIB) -> list[int]:
+def begin(plans: Plans, room: int = GIB, *, waiting: bool = False) -> list[int]:
     """Begin with all that may be begun with; their numbers."""
     running: dict[bytes, int] = {}
-    while (item := plans.next(running, room)) is not None:
+    while (item := plans.next(running, room, waiting=waiting)) is not None:
         running[item.nar_hash] = item.nar_size
     return [int.from_bytes(nar_hash) for nar_hash in running]
 
@@ -33,6 +33,14 @@ def test_many_small_and_few_large_ones_in_order() -> None:
     begun = begin(plans)
     assert [n for n in begun if not n % 2] == list(range(0, 2 * MAX_LARGE, 2))
     assert [n for n in begun if n % 2] == list(range(1, 2 * MAX_SMALL, 2))
+
+
+def test_few_small_ones_beside_what_somebody_waits_for() -> None:
+    """Large ones are limited in another way."""
+    plans = Plans()
+    plans.add("a", [wanted(n, SMALL) for n in range(20)])
+    plans.add("b", [wanted(n, SMALL + 1) for n in range(20, 40)])
+    assert len(begin(plans, waiting=True)) == MAX_BESIDE + MAX_LARGE
 
 
 def test_plans_take_turns() -> None:
