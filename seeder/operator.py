@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from narswarm import base32, storepath
@@ -114,9 +114,7 @@ class OperatorControl:
 
 
 def _offered(offer: Offer, status: TorrentStatus | None, *, paused: bool) -> dict[str, Any]:
-    reason = "vouched for by an authorised narinfo"
-    if paused:
-        reason += ", but seeding is paused"
+    reason = "vouched for, but paused" if paused else "vouched for"
     return {
         "store_path": offer.store_path,
         "offered": True,
@@ -128,8 +126,3 @@ def _offered(offer: Offer, status: TorrentStatus | None, *, paused: bool) -> dic
         "uploaded": status.uploaded if status else 0,
         "upload_rate": status.upload_rate if status else 0,
     }
-
-
-def first(items: Iterator[dict[str, Any]], count: int) -> Sequence[dict[str, Any]]:
-    """At most COUNT items, for a page."""
-    return [item for _, item in zip(range(count), items, strict=False)]

@@ -46,6 +46,7 @@ class Page:
         upload_rate: bytes a second.
         download_rate: bytes a second.
         day: bytes that were sent in the last day.
+        highest: most bytes in one bar.
         bars: the same as a plot.
         peers: numbers of peers by class of their addresses.
         fetches: what is fetched: name, percent, peers, rate, whether somebody waits for it.
@@ -57,6 +58,7 @@ class Page:
     upload_rate: float
     download_rate: float
     day: int
+    highest: int
     bars: Sequence[Bar]
     peers: Mapping[str, int]
     fetches: Sequence[tuple[str, int, int, int, bool]]

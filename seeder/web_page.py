@@ -112,6 +112,7 @@ class Pages:
             upload_rate=up,
             download_rate=down,
             day=sum(steps),
+            highest=max(steps),
             bars=bars(steps),
             peers=classes(self._swarm.peers()),
             fetches=[
