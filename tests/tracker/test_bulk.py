@@ -27,9 +27,9 @@ from tracker.announcer import Announcer, UnavailableError
 from tracker.app import TrackerApp
 from tracker.blocks import BlockList
 from tracker.bulk import BulkTotals
-from tracker.holdings import LEASE, MAX_BODY
+from tracker.holdings import LEASE, MAX_BODY, parse_update
 from tracker.index import Index
-from tracker.parking import ENVIRON
+from tracker.parking import ENVIRON, Poll
 from tracker.settings import Settings
 from tracker.swarmstore import MemorySwarms
 from tracker.wanted import LIFETIME
@@ -39,6 +39,18 @@ if TYPE_CHECKING:
 
 NOW = 1_700_000_000
 KEY, OTHER = PublisherKey.generate(), PublisherKey.generate()
+
+
+def _body(*added: bytes, **numbers: int) -> bytes:
+    """What a seeder sends, a complete list unless numbers say otherwise."""
+    content: dict[bytes, Value] = {
+        b"added": pack_hashes(added),
+        b"base": 0,
+        b"generation": 1,
+        b"port": 6881,
+        b"removed": b"",
+    }
+    return bencoding.encode(content | {name.encode(): value for name, value in numbers.items()})
 
 
 class Site:
@@ -64,15 +76,7 @@ class Site:
         **numbers: int,
     ) -> TestResponse:
         """Say what a key holds."""
-        content: dict[bytes, Value] = {
-            b"added": pack_hashes(added),
-            b"base": 0,
-            b"generation": 1,
-            b"port": 6881,
-            b"removed": b"",
-        }
-        content |= {name.encode(): value for name, value in numbers.items()}
-        body = bencoding.encode(content) if body is None else body
+        body = _body(*added, **numbers) if body is None else body
         signed = httpsig.sign_request(key, "POST", "/v1/holdings", body, self.now)
         sent = {**signed, "Content-Type": "application/x-bencode", **(headers or {})}
         return self.client.post("/v1/holdings", data=body, headers=sent)
@@ -375,10 +379,17 @@ def test_without_a_server_to_wait(site: Site, monkeypatch: pytest.MonkeyPatch) -
 def test_who_waits(site: Site, method: str) -> None:
     """A question may wait on its connection; one for headers only is answered at once."""
     site.post()
+    seen: list[dict[str, Any]] = []
+    wsgi = site.app.wsgi()
+
+    def noting(environ: dict[str, Any], start_response: Any) -> Any:
+        seen.append(environ)
+        return wsgi(environ, start_response)
+
     headers = httpsig.sign_request(KEY, method, "/v1/wanted", b"", NOW)
-    response = site.client.open("/v1/wanted?wait=50", method=method, headers=headers)
+    response = Client(noting).open("/v1/wanted?wait=50", method=method, headers=headers)
     assert response.status_code == 200
-    assert (ENVIRON in response.request.environ) == (method == "GET")
+    assert seen[0].get(ENVIRON) == (Poll(KEY.public, 0, 50) if method == "GET" else None)
 
 
 def test_swarms_that_do_not_answer(
@@ -410,6 +421,77 @@ def test_requests_are_counted(site: Site) -> None:
         for (_, _, action, outcome), count in site.announcer.metrics.requests.values().items()
     }
     assert counted == {("publish", "ok"): 1, ("index", "ok"): 1, ("index", "refused"): 1}
+
+
+class Others:
+    """Other trackers, as far as they are told and heard."""
+
+    def __init__(self, site: Site) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self.late: Callable[[], object] = list
+        self.site = site
+        site.app.bulk._others = self  # type: ignore[assignment]
+
+    def refresh(self, key: bytes) -> None:
+        """Read a list."""
+        self.told.append(("refresh", key))
+        self.late()
+
+    def held(self, key: bytes) -> None:
+        """Write a list."""
+        self.told.append(("held", key))
+
+    def wanted(self, nar_hash: bytes, info_hashes: list[bytes], *, is_new: bool) -> None:
+        """Send a message."""
+        self.told.append(("wanted", nar_hash, info_hashes, is_new))
+
+    def sync(self) -> None:
+        """Read all lists."""
+        self.told.append(("sync",))
+        self.late()
+
+    def close(self) -> None:
+        """End."""
+
+
+def test_others_are_told(site: Site, make_item: MakeItem) -> None:
+    """Lists, what is wanted and what was made are told to other trackers."""
+    others, item = Others(site), make_item()
+    site.post(item.nar_hash)
+    site.torrent(item.nar_hash)
+    site.torrent(item.nar_hash)
+    site.put(item)
+    assert others.told == [
+        ("refresh", KEY.public),
+        ("held", KEY.public),
+        ("wanted", item.nar_hash, (), True),
+        ("wanted", item.nar_hash, [item.meta.infohash_v2[:20], item.meta.infohash_v1], False),
+    ]
+
+
+def test_others_are_heard(site: Site, make_item: MakeItem) -> None:
+    """What is wanted elsewhere is wanted here, of holders whose lists come only now, too."""
+    others, item = Others(site), make_item()
+    hear = site.app.bulk._hear
+    hear(item.nar_hash, [], True)
+    assert (others.told, site.app.bulk.totals().wanted) == ([("sync",)], 0)
+    others.late = lambda: site.app.bulk._holdings.apply(
+        KEY.public, parse_update(_body(item.nar_hash)), NOW
+    )
+    hear(item.nar_hash, [], True)
+    assert site.told() == [base32.format_hash(item.nar_hash)]
+    hear(item.nar_hash, [item.meta.infohash_v1], False)
+    site.put(item)
+    site.announce(item.meta.infohash_v1)
+    assert site.told() == []
+
+
+def test_a_list_that_another_tracker_has(site: Site) -> None:
+    """Who asks what is wanted where its list isn't known yet isn't sent away."""
+    others = Others(site)
+    assert site.wanted().status_code == 409
+    others.late = lambda: site.app.bulk._holdings.apply(KEY.public, parse_update(_body()), NOW)
+    assert site.wanted().status_code == 200
 
 
 _VALUES = st.recursive(
