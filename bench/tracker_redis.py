@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How many announces a second a store of swarms takes: memory, and Redis in batches like UDP's.
+"""How many announces a second a store of swarms takes, in batches: Redis, beside those in memory.
 
     python3 bench/tracker_redis.py [ROUNDS] [SECONDS]
 
@@ -8,8 +8,9 @@ load is that of `tracker_announces.py`: 100,000 peers, three of four of them see
 50,000 swarms, few of which have many peers; 30 peers are wanted. All have announced once before it
 is measured. Batches have 64 announces, as many as a datagram socket is asked for at once.
 
-Prints, for each store: announces a second (median, slowest and fastest round), CPU microseconds of
-this process and of Redis for each announce, and the memory of Redis.
+Prints, for each store, which is asked from Python in any case: announces a second (median, slowest
+and fastest round), CPU microseconds of this process and of Redis for each announce, and the memory
+of Redis.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests import engines  # noqa: E402 - from where this file is
+from tracker.native import AVAILABLE, NativeSwarms  # noqa: E402
 from tracker.redis_link import Link, parse_url  # noqa: E402
 from tracker.redis_swarms import RedisSwarms  # noqa: E402
 from tracker.swarms import Limits  # noqa: E402
@@ -82,9 +84,11 @@ def main() -> None:
         link = Link(parse_url(engine.url)[0])
         empty = redis_numbers(link)["used_memory"]
         stores: dict[str, SwarmStore] = {
-            "memory": MemorySwarms(Limits(), keep_downloads=True),
+            "python": MemorySwarms(Limits(), keep_downloads=True),
             "redis": RedisSwarms(engine.url, Limits(), keep_downloads=True),
         }
+        if AVAILABLE:
+            stores["native"] = NativeSwarms(Limits(), is_open=True, keep_downloads=True)
         for name, store in stores.items():
             for batch in load:
                 store.announce_many(batch)
