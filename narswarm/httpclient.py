@@ -6,8 +6,7 @@ wait for each byte a whole exchange has its deadline, headers and bodies have th
 body that ends early is an error. Connections are kept and shared between threads, because a query
 about a closure is thousands of small requests to the same few servers.
 
-`http.client` is loaded with the first connection, and `ssl` is used with the first `https` one: a
-run which is answered from caches pays for neither.
+`ssl` is loaded with the first `https` connection: a run which needs none doesn't pay for it.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from narswarm.errors import NetworkError
+from narswarm.httpmessage import Answer
 from narswarm.httpwire import (
     BLOCK,
     PORTS,
@@ -37,7 +37,6 @@ from narswarm.httpwire import (
 
 if TYPE_CHECKING:
     import ssl
-    from http.client import HTTPResponse
 
 VERSION: Final = "0.1.0"
 USER_AGENT: Final = f"narswarm/{VERSION}"
@@ -69,13 +68,13 @@ class Stream:
     """An answer whose body arrives in pieces; iterate over it once."""
 
     def __init__(
-        self, url: str, response: HTTPResponse, deadline: Deadline, connection: Connection
+        self, url: str, response: Answer, deadline: Deadline, connection: Connection
     ) -> None:
         self.url = url
         self.status: int = response.status
         self.headers: dict[str, str] = {}
-        for name, value in response.getheaders():
-            self.headers.setdefault(name.lower(), value)
+        for name, value in response.fields:
+            self.headers.setdefault(name, value)
         self.length: int | None = response.length
         """Bytes of the body, None where the server doesn't say."""
         self.complete = response.length == 0
@@ -271,7 +270,7 @@ class HttpClient:
         body: bytes | None,
         deadline: Deadline,
         keep: bool,
-    ) -> tuple[Connection, HTTPResponse]:
+    ) -> tuple[Connection, Answer]:
         """Send a request on a kept or a new connection and read the header of the answer."""
         proxy = self._proxy(target)
         key = (target.scheme, target.host, target.port, proxy)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One HTTP connection, every step of which obeys a deadline.
 
-`http.client` bounds neither an exchange as a whole nor the size of a header, and its own time-out
-starts anew with each byte. So it is given something that looks like a socket and has those limits.
+A socket's own time-out starts anew with each byte, and bounds neither an exchange as a whole nor
+the size of a header. So answers are read from something that has those limits.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import select
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from narswarm import httpmessage
 from narswarm.errors import NetworkError
+from narswarm.httpmessage import Answer, MalformedError
 
 if TYPE_CHECKING:
     import ssl
-    from http.client import HTTPConnection, HTTPResponse
 
     from _typeshed import WriteableBuffer
 
@@ -94,7 +95,7 @@ class Deadline:
 
 
 class Wire:
-    """What `http.client` takes for a socket: one whose every step obeys a deadline."""
+    """A socket whose every step obeys a deadline."""
 
     def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self.sock = sock
@@ -118,8 +119,8 @@ class Wire:
             # second waits for an acknowledgement of the first, which would come after 40 ms.
             self.sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """Give `http.client` what it reads the answer from."""
+    def reader(self) -> io.BufferedReader:
+        """Give what an answer is read from."""
         return io.BufferedReader(_Reader(self), BLOCK)
 
     def close(self) -> None:
@@ -160,23 +161,15 @@ class UnreachableError(NetworkError):
     """No connection to the server can be made, so that further requests would fail as well."""
 
 
-class MalformedError(Exception):
-    """An answer which is not one; the message is the reason."""
-
-
 class Connection:
-    """A connection and the state of `http.client` on it."""
+    """A connection and the answer that comes on it."""
 
     def __init__(self, key: object, wire: Wire) -> None:
-        from http.client import HTTPConnection  # noqa: PLC0415 - costs as much as Python's start
-
         self.key = key
         self.idle_since = 0.0
-        self.response: HTTPResponse | None = None
+        self.response: Answer | None = None
         self._wire = wire
-        self._http: HTTPConnection = HTTPConnection("unused.invalid")
-        self._http.auto_open = 0
-        self._http.sock = cast("socket.socket", wire)
+        self._open = True
 
     def send(
         self,
@@ -185,16 +178,14 @@ class Connection:
         headers: Mapping[str, str],
         body: bytes | None,
         deadline: Deadline,
-    ) -> HTTPResponse:
+    ) -> Answer:
         """Send a request and read the header of the answer.
 
         Raises:
             EOFError: the server closed the connection instead.
             OSError: the connection broke, or time is up.
-            MalformedError: the header is too long.
+            MalformedError: the header is none, or too long.
         """
-        from http.client import RemoteDisconnected  # noqa: PLC0415
-
         wire = self._wire
         wire.deadline = deadline
         path, sent = target.path, dict(headers)
@@ -202,18 +193,22 @@ class Connection:
             path = target.url
             if wire.proxy.authorization:
                 sent["Proxy-Authorization"] = wire.proxy.authorization
+        message = httpmessage.request(method, path, sent, body)
         wire.header_left = MAX_HEADER
+        wire.sendall(message)
+        reader = wire.reader()
         try:
-            self._http.request(method, path, body, sent)
-            self.response = self._http.getresponse()
-        except RemoteDisconnected as error:
-            raise EOFError from error
+            self.response = Answer(reader, method)
+        except BaseException:
+            reader.close()
+            raise
         wire.header_left = None
+        self._open = self.response.keeps
         return self.response
 
     def is_open(self) -> bool:
         """Whether both sides mean to use it again."""
-        return self._http.sock is not None
+        return self._open
 
     def is_quiet(self) -> bool:
         """Whether nothing came meanwhile; an end of the connection would show as something."""
@@ -230,7 +225,6 @@ class Connection:
         """Give the connection up."""
         if self.response is not None:
             self.response.close()
-        self._http.close()
         self._wire.close()
 
 
@@ -329,11 +323,5 @@ def reasons(url: str, kind: type[NetworkError] = NetworkError) -> Iterator[None]
         reason = str(getattr(error, "verify_message", "") or getattr(error, "strerror", "") or "")
         reason = reason or str(error) or "failed"
         raise kind(url, reason[0].lower() + reason[1:]) from error
-    except Exception as error:
-        from http.client import HTTPException, IncompleteRead  # noqa: PLC0415
-
-        if isinstance(error, IncompleteRead):
-            raise kind(url, "ended before its end") from error
-        if isinstance(error, HTTPException | ValueError):
-            raise kind(url, "did not answer in HTTP") from error
-        raise
+    except ValueError as error:
+        raise kind(url, "did not answer in HTTP") from error

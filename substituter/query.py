@@ -43,6 +43,7 @@ class Query:
         self._reply = reply
         self._ahead = Ahead(context) if ahead else None
         self._plan = PlanWriter(context.plans)
+        self._answered: list[Narinfo] = []
 
     def run(self, commands: BinaryIO) -> None:
         """Answer each line until the end of the input.
@@ -64,6 +65,10 @@ class Query:
                 self._context.warn(f"{command.verb}: internal error: {error!r}")
                 answer = b""
             self._reply(answer + protocol.END)
+            if self._ahead:
+                # What it loads and looks up doesn't hold the answer up.
+                self._ahead.add(self._answered)
+                self._answered = []
 
     def _answer(self, command: protocol.Command) -> bytes:
         if command.verb not in ("have", "info"):
@@ -80,8 +85,7 @@ class Query:
             if not is_there:
                 del found[path]
         available = {path: found[path] for path in command.words if path in found}
-        if self._ahead:
-            self._ahead.add(available.values())
+        self._answered = list(available.values())
         if command.verb == "info":
             # Clients ask `have` of what they only want to know about.
             self._plan.add(available)
@@ -138,8 +142,7 @@ class Ahead:
             self._wake.notify()
 
     def _work(self) -> None:
-        plan.prune(self._context.plans)
-        self._context.torrents.prune_if_due(time.time())
+        pruned = False
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._paths or self._narinfos)
@@ -147,6 +150,10 @@ class Ahead:
                 narinfos = list(self._narinfos)
                 self._narinfos.clear()
             try:
+                if not pruned:
+                    pruned = True
+                    plan.prune(self._context.plans)
+                    self._context.torrents.prune_if_due(time.time())
                 missing = [path for path in paths if not Path(path).exists()]
                 if missing:
                     found = self._context.narinfos(missing, self._context.settings.query_timeout)
