@@ -56,6 +56,27 @@ class Inventory(Protocol):
             NarswarmError: that can't be said now.
         """
 
+    def paths(self) -> Iterator[str]:
+        """The store paths of all items.
+
+        Raises:
+            NarswarmError: they can't be listed now.
+        """
+
+    def count(self) -> int:
+        """How many items there are.
+
+        Raises:
+            NarswarmError: they can't be counted now.
+        """
+
+    def stamp(self) -> object:
+        """Something that is another one when items came or went, and cheap to have.
+
+        Raises:
+            NarswarmError: that can't be said now.
+        """
+
     def open(self, item: Item) -> Iterator[bytes]:
         """The bytes of an item's NAR.
 
@@ -87,6 +108,18 @@ class StoreInventory:
         row = self._database.item(store_path)
         return None if row is None else Item(row.id, row.path, row.nar_hash, row.nar_size)
 
+    def paths(self) -> Iterator[str]:
+        """See `Inventory`."""
+        return (item.store_path for item in self.items())
+
+    def count(self) -> int:
+        """See `Inventory`."""
+        return self._database.count(_DERIVATION)
+
+    def stamp(self) -> object:
+        """See `Inventory`."""
+        return self._database.stamp()
+
     def open(self, item: Item) -> Iterator[bytes]:
         """See `Inventory`."""
         return nar.dump(self._store / storepath.parse(item.store_path).base_name)
@@ -116,10 +149,11 @@ class NarDirectory:
         self._directory = directory
         self._lock = threading.Lock()
         self._parsed: dict[str, tuple[int, Item | None]] = {}
+        self._listed: tuple[int, dict[str, _Pair]] = (0, {})
 
     def items(self, after: int = 0) -> Iterator[Item]:
         """See `Inventory`; the order is that in which the files came here."""
-        items = sorted(pair.item for pair in self._pairs().values())
+        items = sorted(pair.item for pair in self._list().values())
         return iter([item for item in items if item.order > after])
 
     def item(self, store_path: str) -> Item | None:
@@ -136,6 +170,18 @@ class NarDirectory:
             return _parse(self._directory / pair.narinfo)
         return None
 
+    def paths(self) -> Iterator[str]:
+        """See `Inventory`."""
+        return iter(self._list())
+
+    def count(self) -> int:
+        """See `Inventory`."""
+        return len(self._list())
+
+    def stamp(self) -> object:
+        """See `Inventory`."""
+        return hash(frozenset(self._files().items()))
+
     def open(self, item: Item) -> Iterator[bytes]:
         """See `Inventory`."""
         pair = self._pairs().get(item.store_path)
@@ -144,7 +190,15 @@ class NarDirectory:
         return _read(self._directory / pair.nar)
 
     def _pairs(self) -> dict[str, _Pair]:
-        """What is there now, by store path; only what changed is read."""
+        """What was there when files came or went last, by store path."""
+        with contextlib.suppress(OSError):
+            changed, pairs = self._listed
+            if self._directory.stat().st_mtime_ns == changed:
+                return pairs
+        return self._list()
+
+    def _files(self) -> dict[str, int]:
+        """The names of what may be NARs and narinfos, and when they changed."""
         try:
             with os.scandir(self._directory) as entries:
                 names = [entry for entry in entries if entry.name.endswith((_NARINFO, _NAR))]
@@ -156,6 +210,14 @@ class NarDirectory:
             with contextlib.suppress(OSError):
                 # Not the time of its contents: files that were copied here may have an old one.
                 changed[entry.name] = entry.stat().st_ctime_ns
+        return changed
+
+    def _list(self) -> dict[str, _Pair]:
+        """What is there now, by store path; only what changed is read."""
+        since = 0
+        with contextlib.suppress(OSError):
+            since = self._directory.stat().st_mtime_ns
+        changed = self._files()
         pairs: dict[str, _Pair] = {}
         with self._lock:
             self._parsed = {name: seen for name, seen in self._parsed.items() if name in changed}
@@ -167,6 +229,7 @@ class NarDirectory:
                 if nar_name is not None:
                     order = max(changed[name], changed[nar_name])
                     pairs[item.store_path] = _Pair(item._replace(order=order), name, nar_name)
+        self._listed = (since, pairs)
         return pairs
 
     def _described(self, name: str, changed: int) -> Item | None:

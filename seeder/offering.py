@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which items are offered, and how they come and go.
+"""Payloads: made when somebody wants them, seeded, and thrown away for better ones.
 
-Items go through the same steps however they were found: an authorised narinfo vouches for them,
-their payload is made, they are kept in the state, published, and seeded. What fails is noted with
-a time at which it is tried again, so that one bad item never holds up the others.
+Whatever is offered can be made again from the store, so that what is here is a cache. Of each
+payload that was ever made the torrent is kept: made again it has to be the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -18,30 +17,22 @@ from typing import Protocol
 from narswarm import narinfo
 from narswarm.acl import Acl
 from narswarm.cli import format_size
-from narswarm.errors import CodecError, NarswarmError, NotFoundError
-from narswarm.narinfo import Narinfo, Verdict
+from narswarm.errors import MismatchError, NarswarmError, NotFoundError
+from narswarm.narinfo import Verdict
 from narswarm.swarm import TorrentStatus
+from seeder import eviction
 from seeder.inventory import Inventory, Item
-from seeder.payloads import FullError, PayloadMaker, StoppedError
+from seeder.items import NOT_VOUCHED, OFFERED, UNREADABLE, Known
+from seeder.payloads import PayloadMaker, StoppedError
+from seeder.room import FullError, Room
 from seeder.state import Nar, Offer, State
-from seeder.vouchers import Vouchers
 
 log = logging.getLogger(__name__)
 
-DAY = 86_400.0
-FIRST_RETRY = 60.0
-"""Seconds until an item is looked up again: `guix publish` may have been about to bake it."""
+RETRY = 60.0
+"""Seconds until an item that couldn't be read is looked at again; they double up to a day."""
 
-FULL_PAUSE = 300.0
-"""Seconds without new payloads when there is no room for them."""
-
-NEVER = 100 * 365 * DAY
-"""Seconds until an item is tried again that somebody doesn't want to be offered."""
-
-_NO_ROOM = "no room"
-
-FEW = 100
-"""Items that are looked up one by one rather than by reading the whole inventory."""
+RATIO_REACHED = "ratio reached"
 
 
 class Seeds(Protocol):
@@ -58,16 +49,20 @@ class Seeds(Protocol):
 
 
 class Offering:
-    """What this seeder offers.
+    """The payloads of this seeder.
 
     Args:
-        state: what is kept of it.
-        inventory: what could be offered.
-        vouchers: says what may be.
-        maker: makes payloads; None if this machine can't.
+        state: what is kept.
+        inventory: what payloads are made of.
+        maker: makes them; None if this machine can't.
+        quota: bytes that they may take.
+        premake: bytes of payloads to make before somebody asks.
+        ratio: an item is offered no more when it was sent so many times; 0 for no such limit.
         swarm: seeds.
         trackers: announce URLs.
-        publish: tells trackers' indexes of a NAR.
+        publish: tells indexes of trackers of a NAR; of all if none is named.
+        gone: asked about an item that couldn't be read whether it isn't there any more.
+        acl: whose signatures count.
         clock: seconds since the epoch.
         stopping: asked between two steps whether to stop.
     """
@@ -77,27 +72,37 @@ class Offering:
         *,
         state: State,
         inventory: Inventory,
-        vouchers: Vouchers,
         maker: PayloadMaker | None,
+        quota: int,
+        premake: int,
+        ratio: float,
         swarm: Seeds,
         trackers: Sequence[str],
-        publish: Callable[[bytes], None],
+        publish: Callable[[bytes, Collection[str]], None],
+        gone: Callable[[Item], bool],
+        acl: Acl,
         clock: Callable[[], float],
         stopping: Callable[[], bool],
     ) -> None:
         self._state = state
         self._inventory = inventory
-        self._vouchers = vouchers
         self._maker = maker
+        self._premake = min(premake, quota)
+        self._ratio = ratio
         self._swarm = swarm
         self._trackers = tuple(trackers)
         self._publish = publish
+        self._gone = gone
+        self._acl = acl
         self._clock = clock
         self._stopping = stopping
+        self._room = Room(state.payloads, quota, state.used, self._make_room)
+        self._lock = threading.RLock()
         self._offered: dict[bytes, Offer] = {}
-        self._seen = 0
-        self._paused_until = 0.0
+        self._sent: dict[str, int] = {}
+        self._skip: set[bytes] = set()
         self._full = ""
+        self.paused = False
 
     def __len__(self) -> int:
         return len(self._offered)
@@ -113,38 +118,25 @@ class Offering:
 
     @property
     def full(self) -> str:
-        """Why there are items without room; empty if there are none."""
-        if _NO_ROOM not in self._state.misses():
-            return ""
-        return self._full or f"{self._state.payloads}: had no room for everything"
+        """Why the last payload had no room; empty if it had."""
+        return self._full
 
     # What is kept
 
-    def restore(self, acl: Acl, fingerprint: str) -> None:
-        """Seed again what the state has: nothing is hashed, nobody is asked.
-
-        Args:
-            acl: whose signatures count now.
-            fingerprint: another one than last time means that the ACL was changed; then what no
-                authorised key vouches for any more is dropped.
-
-        Raises:
-            GcryptMissingError: the ACL was changed, and no signature can be checked here.
-        """
-        changed = self._state.note("acl") != fingerprint
+    def restore(self) -> None:
+        """Seed again what the state has: nothing is hashed, nobody is asked."""
         self._state.sweep()
         for offer in self._state.offers():
             if self._stopping():
                 return
-            reason = self._unfit(offer, acl if changed else None)
+            reason = self._unfit(offer)
             if reason:
                 log.warning("%s: %s", offer.store_path, reason)
-                self._state.drop(offer.nar_hash)
+                self._state.evict(offer.nar_hash)
                 continue
             self._seed(offer, self._state.get(offer.nar_hash).torrent)
-        self._state.set_note("acl", fingerprint)
 
-    def _unfit(self, offer: Offer, acl: Acl | None) -> str | None:
+    def _unfit(self, offer: Offer) -> str | None:
         """Why something that is kept can't be offered any more."""
         try:
             length = (self._state.payloads / offer.payload).stat().st_size
@@ -152,105 +144,105 @@ class Offering:
             return f"its payload is lost: {error.strerror}"
         if length != offer.length:
             return f"its payload has {length} bytes instead of {offer.length}"
-        if acl is not None:
-            raw = self._state.get(offer.nar_hash).narinfo
-            verdict = narinfo.verdict(raw, acl)
-            if verdict is not Verdict.VALID_SIGNATURE:
-                return f"no longer vouched for: {verdict}"
         return None
 
-    def _seed(self, offer: Offer, torrent: bytes) -> None:
-        self._swarm.seed(torrent, self._state.payloads / offer.payload, self._trackers)
-        self._offered[offer.nar_hash] = offer
-
-    # What is new
-
-    def scan(self) -> None:
-        """Offer what is new and may be offered, newest items first.
-
-        Those who want an item have mostly just pulled the channels that brought it, so that the
-        newest are wanted most when there isn't room for all.
+    def rejudge(self, acl: Acl) -> None:
+        """Take another ACL: what it doesn't authorise any more is dropped.
 
         Raises:
-            NarswarmError: the inventory or the signatures can't be read now.
+            GcryptMissingError: no signature can be checked here.
         """
-        if self._maker is None or self._clock() < self._paused_until:
-            return
-        seen, items = self._candidates()
-        failures = 0
-        for item, info in self._vouchers.find(items):
-            if self._stopping():
-                return
-            try:
-                self._consider(item, info, self._maker)
-                failures = 0
-            except StoppedError:
-                return
-            except FullError as error:
-                self._miss(item, _NO_ROOM, FULL_PAUSE)
-                failures += 1
-                if not self._full:
-                    log.warning("%s", error)
-                self._full = str(error)
-                if failures == FEW:
-                    self._paused_until = self._clock() + FULL_PAUSE
-                    return
-            except NarswarmError as error:
+        self._acl = acl
+        for offer in self._state.offers():
+            if narinfo.verdict(self._state.get(offer.nar_hash).narinfo, acl) is not (
+                Verdict.VALID_SIGNATURE
+            ):
+                log.warning("%s: no longer vouched for", offer.store_path)
+                self._drop(offer)
+
+    def reconcile(self) -> None:
+        """Drop what isn't to be offered any more: its item is gone, or excluded."""
+        for offer in self._state.orphans():
+            if offer.nar_hash in self._offered:
+                log.info("dropping %s, which is no longer offered", offer.store_path)
+            self._drop(offer)
+
+    # What is wanted
+
+    def make(self, nar_hash: bytes, trackers: Collection[str] = ()) -> None:
+        """Have a NAR seeded and published, if it may be offered. Failures are noted.
+
+        Args:
+            nar_hash: which.
+            trackers: announce URLs of those that want it; all without any.
+        """
+        self._attempt(nar_hash, trackers, evict=True)
+
+    def make_spare(self) -> bool:
+        """Make something that nobody asked for; false if there is nothing to make, or no room."""
+        if self._maker is None or self.paused or self._state.used() >= self._premake:
+            return False
+        nar_hash = self._state.unmade(self._skip)
+        if nar_hash is None or self._stopping():
+            return False
+        if not self._attempt(nar_hash, (), evict=False):
+            self._skip.add(nar_hash)
+        return True
+
+    def _attempt(self, nar_hash: bytes, trackers: Collection[str], *, evict: bool) -> bool:
+        if self.paused:
+            return False
+        if nar_hash in self._offered:
+            self._state.requested(nar_hash, self._clock())
+            self._publish(nar_hash, trackers)
+            return True
+        known = self._state.items.of(nar_hash)
+        if known is None or known.status != OFFERED or self._maker is None:
+            return False
+        try:
+            if narinfo.verdict(known.narinfo, self._acl) is not Verdict.VALID_SIGNATURE:
+                self._state.items.mark([known.item.store_path], NOT_VOUCHED)
+                return False
+            self._make(known, self._maker, trackers, evict=evict)
+        except StoppedError:
+            return False
+        except FullError as error:
+            if not self._full:
                 log.warning("%s", error)
-                self._miss(item, "unreadable", FIRST_RETRY)
-        self._seen = max(self._seen, seen)
-        if not self.full:
+            self._full = str(error)
+            return False
+        except NarswarmError as error:
+            self._unreadable(known.item, error)
+            return False
+        if not self._skip:
             self._full = ""  # so that the next time is told again
+        return True
 
-    def _candidates(self) -> tuple[int, list[Item]]:
-        """What to look at, newest first, and the order of the newest item that there is."""
-        later = self._state.missed() if self._seen == 0 else set()
-        found: dict[str, Item] = {}
-        seen = self._seen
-        for item in self._inventory.items(self._seen):
-            seen = max(seen, item.order)
-            if item.nar_hash not in self._offered and item.store_path not in later:
-                found[item.store_path] = item
-        found |= {item.store_path: item for item in self._retries()}
-        return seen, sorted(found.values(), reverse=True)
-
-    def _retries(self) -> Iterator[Item]:
-        """Items that failed before and are to be tried again."""
-        paths = self._state.retries(self._clock())
-        if len(paths) > FEW:
-            wanted = set(paths)
-            there = [item for item in self._inventory.items() if item.store_path in wanted]
-        else:
-            there = [item for item in map(self._inventory.item, paths) if item is not None]
-        self._state.forget(set(paths) - {item.store_path for item in there})
-        for item in there:
-            if item.nar_hash in self._offered:
-                self._state.forget([item.store_path])
-            else:
-                yield item
-
-    def _consider(self, item: Item, info: Narinfo | None, maker: PayloadMaker) -> None:
-        if item.nar_hash in self._offered:
-            return  # two items with the same content have one NAR
-        if info is None:
-            self._miss(item, "not vouched for", FIRST_RETRY)
-            return
-        meta = maker.make(item, self._inventory.open(item))
-        nar = Nar(
-            nar_hash=item.nar_hash,
-            store_path=item.store_path,
-            nar_size=item.nar_size,
-            payload=meta.name,
-            length=meta.length,
-            infohash=meta.infohash_v2.hex(),
-            torrent=meta.encode(),
-            # With absolute URLs: those of a server mean nothing at a tracker.
-            narinfo=narinfo.with_sources(info.raw, info.sources),
-        )
-        self._state.add(nar, self._trackers)
+    def _make(
+        self, known: Known, maker: PayloadMaker, trackers: Collection[str], *, evict: bool
+    ) -> None:
+        item = known.item
+        before = self._before(item)
+        with self._room.claim(evict=evict) as claim:
+            if before is not None:
+                claim.reserve(before.length)
+            meta = maker.make(item, self._inventory.open(item), claim)
+            if before is not None and before.infohash != meta.infohash_v2.hex():
+                self._state.drop(item.nar_hash)
+                raise MismatchError(item.store_path, "has another payload than when it was made")
+            nar = Nar(
+                nar_hash=item.nar_hash,
+                store_path=item.store_path,
+                nar_size=item.nar_size,
+                payload=meta.name,
+                length=meta.length,
+                infohash=meta.infohash_v2.hex(),
+                torrent=meta.encode(),
+                narinfo=known.narinfo,
+            )
+            offer = self._keep(nar, adopted=False)
         # First, so that trackers which only track what is in their index take the announce.
-        self._publish(nar.nar_hash)
-        offer = Offer(nar.nar_hash, nar.store_path, nar.payload, nar.length, nar.infohash)
+        self._publish(item.nar_hash, trackers)
         self._seed(offer, nar.torrent)
         log.info(
             "seeding %s: %s, of a NAR of %s",
@@ -259,53 +251,29 @@ class Offering:
             format_size(item.nar_size),
         )
 
+    def _before(self, item: Item) -> Nar | None:
+        with suppress(NotFoundError):
+            return self._state.get(item.nar_hash)
+        return None
+
+    def _keep(self, nar: Nar, *, adopted: bool) -> Offer:
+        now = self._clock()
+        self._state.add(nar, self._trackers, now, adopted=adopted)
+        self._state.requested(nar.nar_hash, now)
+        return Offer(nar.nar_hash, nar.store_path, nar.payload, nar.length, nar.infohash)
+
     def adopt(self, nar: Nar) -> None:
         """Offer a payload that was fetched and is in its place by now.
+
+        It stays though no item has this NAR yet: whoever fetched it is about to make one of it.
 
         Args:
             nar: with the narinfo that vouches for it.
         """
-        self._state.add(nar, self._trackers)
-        self._publish(nar.nar_hash)
-        offer = Offer(nar.nar_hash, nar.store_path, nar.payload, nar.length, nar.infohash)
+        offer = self._keep(nar, adopted=True)
+        self._publish(nar.nar_hash, ())
         self._seed(offer, nar.torrent)
         log.info("seeding %s, which was fetched", nar.store_path)
-
-    def add(self, store_path: str) -> None:
-        """Offer an item now, whenever it would have been tried again.
-
-        Raises:
-            NotFoundError: it isn't here, or nobody vouches for it.
-            CodecError: this machine can't make payloads.
-            NarswarmError: its payload can't be made.
-        """
-        item = self._inventory.item(store_path)
-        if item is None:
-            raise NotFoundError(store_path, "is not in this machine's store")
-        if item.nar_hash in self._offered:
-            return
-        if self._maker is None:
-            raise CodecError("seeder", "makes no payloads with this machine's zstd")
-        self._state.forget([store_path])
-        for _, info in self._vouchers.find([item]):
-            self._consider(item, info, self._maker)
-            if info is None:
-                raise NotFoundError(store_path, "no authorised narinfo vouches for it")
-
-    def remove(self, store_path: str) -> None:
-        """Offer an item no more until `add`, or until it has left this machine for a while.
-
-        Raises:
-            NotFoundError: it is neither offered nor here.
-        """
-        for offer in list(self._offered.values()):
-            if offer.store_path == store_path:
-                self._drop(offer)
-                break
-        else:
-            if self._inventory.item(store_path) is None:
-                raise NotFoundError(store_path, "is not offered")
-        self._state.miss(store_path, "removed", self._clock(), NEVER, NEVER)
 
     def withdraw(self, nar_hash: bytes, infohash: str) -> None:
         """Offer a torrent no more, if it is offered: its payload isn't the NAR."""
@@ -314,56 +282,87 @@ class Offering:
             log.warning("%s: its payload was another NAR", offer.store_path)
             self._drop(offer)
 
-    def _miss(self, item: Item, reason: str, first: float) -> None:
-        self._state.miss(item.store_path, reason, self._clock(), first, DAY)
+    def _seed(self, offer: Offer, torrent: bytes) -> None:
+        with self._lock:
+            self._swarm.seed(torrent, self._state.payloads / offer.payload, self._trackers)
+            self._offered[offer.nar_hash] = offer
 
-    # What is gone
+    def _unreadable(self, item: Item, error: NarswarmError) -> None:
+        """An item can't be read: it was deleted just now, or there is something wrong with it."""
+        try:
+            if self._gone(item):
+                log.info("%s was deleted before its payload was made", item.store_path)
+                return
+        except NarswarmError:
+            pass  # the daemon is busy with its database; the next look finds out
+        log.warning("%s", error)
+        self._state.items.missed([item], UNREADABLE, RETRY)
+
+    # What goes
+
+    def _make_room(self, needed: int) -> None:
+        """Remove payloads until there is room, if that is possible at all."""
+        sending = {status.infohash for status in self._swarm.status() if status.upload_rate}
+        with self._lock:
+            busy = {offer.nar_hash for offer in self._offered.values() if offer.infohash in sending}
+            now = self._clock()
+            for nar_hash in eviction.choose(self._state.payload_list(), needed, now, busy) or ():
+                offer = self._offered.pop(nar_hash, None)
+                if offer is not None:
+                    log.info("making room: %s", offer.store_path)
+                    self._remove(offer)
+                self._state.evict(nar_hash)
 
     def check(self) -> None:
-        """Take payloads out that turned out to be damaged; they are made again."""
+        """Take payloads out that turned out to be damaged; they can be made again."""
         offers = {offer.infohash: offer for offer in list(self._offered.values())}
         for status in self._swarm.status():
             offer = offers.get(status.infohash)
             if offer is None or status.state == "seeding":
                 continue
-            log.warning(
-                "%s: its payload is damaged%s",
-                offer.store_path,
-                f": {status.error}" if status.error else "",
-            )
-            self._drop(offer)
-            self._state.miss(offer.store_path, "damaged", self._clock(), 1.0, DAY)
+            reason = f": {status.error}" if status.error else ""
+            log.warning("%s: its payload is damaged%s", offer.store_path, reason)
+            self._take_out(offer)
+            self._state.evict(offer.nar_hash)
 
-    def expire(self) -> None:
-        """Drop what is no longer in the inventory, and look at all of it in the next scan.
+    def count(self) -> None:
+        """Note how much was sent of each payload, and how many others have it."""
+        offers = {offer.infohash: offer for offer in list(self._offered.values())}
+        amounts: list[tuple[bytes, int, int]] = []
+        for status in self._swarm.status():
+            offer = offers.get(status.infohash)
+            if offer is None:
+                continue
+            sent = status.uploaded - self._sent.get(status.infohash, 0)
+            if sent > 0:
+                self._sent[status.infohash] = status.uploaded
+                amounts.append((offer.nar_hash, sent, max(-1, status.complete - 1)))
+        if amounts:
+            self._state.sent(amounts, self._clock())
+        if self._ratio and amounts:
+            self._retire({nar_hash for nar_hash, _, _ in amounts})
 
-        Raises:
-            NarswarmError: the inventory can't be read now.
-        """
-        offers = list(self._offered.values())
-        missed = self._state.missed()
-        hashes: set[bytes] = set()
-        for item in self._inventory.items():
-            hashes.add(item.nar_hash)
-            missed.discard(item.store_path)
-        if offers and not hashes:
-            log.warning("the inventory is empty all of a sudden; nothing is dropped")
-            return
-        for offer in offers:
-            if offer.nar_hash not in hashes:
-                log.info("dropping %s, which is no longer here", offer.store_path)
-                self._drop(offer)
-        self._state.forget(missed)
-        self._seen = 0
+    def _retire(self, nar_hashes: Collection[bytes]) -> None:
+        """Offer no more what was sent often enough."""
+        for payload in self._state.payload_list():
+            if (
+                payload.nar_hash in nar_hashes
+                and payload.uploaded >= self._ratio * payload.length
+                and (known := self._state.items.of(payload.nar_hash)) is not None
+            ):
+                self._state.items.mark([known.item.store_path], RATIO_REACHED)
 
     def _drop(self, offer: Offer) -> None:
-        self._offered.pop(offer.nar_hash, None)
+        self._take_out(offer)
+        self._state.drop(offer.nar_hash)
+
+    def _take_out(self, offer: Offer) -> None:
+        with self._lock:
+            if self._offered.pop(offer.nar_hash, None) is not None:
+                self._remove(offer)
+
+    def _remove(self, offer: Offer) -> None:
         with suppress(NotFoundError):
             self._swarm.remove(offer.infohash)
-        self._state.drop(offer.nar_hash)
-        self._paused_until = 0.0
-
-
-def fingerprint(acl_text: bytes) -> str:
-    """What changes when an ACL file does."""
-    return hashlib.sha256(acl_text).hexdigest()
+        self._sent.pop(offer.infohash, None)
+        self._skip.clear()

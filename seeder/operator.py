@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from narswarm import base32, storepath
 from narswarm.control import Conversation, Operation, Stream
 from narswarm.swarm import TorrentStatus
-from seeder.state import Offer, State
+from seeder.state import Listed, State
 
 BATCH: Final = 500
 """Items in one line of an answer."""
@@ -19,7 +19,7 @@ PAUSED: Final = "paused"
 
 
 class Sessions(Protocol):
-    """What seeds: a `narswarm.swarm.Swarm`."""
+    """What seeds: a `seeder.parts.Parts`."""
 
     def status(self) -> list[TorrentStatus]:
         """All torrents."""
@@ -29,7 +29,7 @@ class Sessions(Protocol):
 
 
 class Items(Protocol):
-    """What is offered: a `seeder.offering.Offering`."""
+    """What is offered: a `seeder.desk.Desk`."""
 
     def add(self, store_path: str) -> None:
         """Offer an item now."""
@@ -81,10 +81,10 @@ class OperatorControl:
         """All items, those that are offered first, each with the reason why or why not."""
         statuses = {status.infohash: status for status in self._swarm.status()}
         paused = self.paused
-        for offer in sorted(self._state.offers(), key=lambda offer: offer.store_path):
-            yield _offered(offer, statuses.get(offer.infohash), paused=paused)
-        for path, reason in self._state.reasons():
-            yield {"store_path": path, "offered": False, "reason": reason}
+        for listed in self._state.listing(offered=True):
+            yield _offered(listed, statuses.get(listed.infohash), paused=paused)
+        for listed in self._state.listing(offered=False):
+            yield {"store_path": listed.store_path, "offered": False, "reason": listed.status}
 
     def _list(self, _request: Mapping[str, Any], conversation: Conversation) -> None:
         batch: list[dict[str, Any]] = []
@@ -113,16 +113,18 @@ class OperatorControl:
         return {"store_path": path}
 
 
-def _offered(offer: Offer, status: TorrentStatus | None, *, paused: bool) -> dict[str, Any]:
-    reason = "vouched for, but paused" if paused else "vouched for"
+def _offered(listed: Listed, status: TorrentStatus | None, *, paused: bool) -> dict[str, Any]:
+    reason = "vouched for" if listed.present else "vouched for, made when wanted"
+    if paused:
+        reason = "vouched for, but paused"
     return {
-        "store_path": offer.store_path,
+        "store_path": listed.store_path,
         "offered": True,
         "reason": reason,
-        "nar_hash": base32.format_hash(offer.nar_hash),
-        "infohash": offer.infohash,
-        "length": offer.length,
+        "nar_hash": base32.format_hash(listed.nar_hash),
+        "infohash": listed.infohash,
+        "length": listed.length if listed.present else 0,
         "peers": status.peers if status else 0,
-        "uploaded": status.uploaded if status else 0,
+        "uploaded": listed.uploaded,
         "upload_rate": status.upload_rate if status else 0,
     }

@@ -62,7 +62,7 @@ class Presence:
         for tracker in self._trackers:
             now = self._clock()
             sample = self._state.sample(tracker.announce, now - SETTLED)
-            if sample is None or now < tracker.paused_until:
+            if sample is None or 0 < tracker.paused_until - now <= PAUSE:
                 continue
             try:
                 entry = tracker.index.lookup(sample.nar_hash)

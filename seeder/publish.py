@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from narswarm.errors import NetworkError
@@ -26,6 +29,12 @@ REFUSED_PAUSE = 86_400.0
 REPEAT = 7 * 86_400.0
 BATCH = 100
 
+_SPREAD = 1.2
+"""Times are multiplied by up to this. What is later than it can be was noted by a wrong clock."""
+
+_COMPANY = 0.5
+"""Seconds that a tracker which wants a NAR waits for the others to be told, too."""
+
 _BUSY = frozenset({408, 425, 429})
 
 
@@ -36,6 +45,10 @@ class _Tracker:
     failures: int = 0
     paused_until: float = 0.0
     said: str = ""
+
+    def is_open(self, now: float) -> bool:
+        """Whether it isn't left alone."""
+        return not 0 < self.paused_until - now <= LONGEST_PAUSE * _SPREAD
 
 
 class Publisher:
@@ -75,18 +88,35 @@ class Publisher:
         for tracker in self._trackers:
             # Bounded by what was due at the start, so that nothing can be sent round and round.
             begin = self._clock()
-            while begin >= tracker.paused_until and not self._stopping():
-                batch = self._state.due(tracker.announce, begin, BATCH)
+            while tracker.is_open(begin) and not self._stopping():
+                latest = begin + REPEAT * _SPREAD
+                batch = self._state.due(tracker.announce, begin, latest, BATCH)
                 if not batch or not all(self._send(tracker, due) for due in batch):
                     break
 
-    def publish(self, nar_hash: bytes) -> None:
-        """Publish one NAR that is new, to the trackers that aren't left alone."""
+    def publish(self, nar_hash: bytes, trackers: Collection[str] = ()) -> None:
+        """Publish one NAR that is new, to all trackers that aren't left alone at the same time.
+
+        Args:
+            nar_hash: which.
+            trackers: announce URLs of those that are waited for; all if there are none.
+        """
         nar = self._state.get(nar_hash)
         due = Due(nar.nar_hash, nar.torrent, nar.narinfo)
+        now = self._clock()
+        threads: list[tuple[bool, threading.Thread]] = []
         for tracker in self._trackers:
-            if self._clock() >= tracker.paused_until and not self._stopping():
-                self._send(tracker, due)
+            if self._stopping() or not tracker.is_open(now):
+                continue
+            thread = threading.Thread(target=self._send_one, args=(tracker, due), daemon=True)
+            threads.append((not trackers or tracker.announce in trackers, thread))
+            thread.start()
+        for awaited, thread in sorted(threads, key=lambda pair: not pair[0]):
+            thread.join(None if awaited else _COMPANY)
+
+    def _send_one(self, tracker: _Tracker, due: Due) -> None:
+        with suppress(sqlite3.ProgrammingError):  # the state was closed while a tracker was slow
+            self._send(tracker, due)
 
     def _send(self, tracker: _Tracker, due: Due) -> bool:
         """Send one; whether the tracker wants more."""
@@ -112,7 +142,7 @@ class Publisher:
             log.info("%s: answers again", tracker.announce)
         tracker.failures = 0
         tracker.said = ""
-        later = now + REPEAT * self._rng.uniform(0.8, 1.2)
+        later = now + REPEAT * self._rng.uniform(0.8, _SPREAD)
         self._state.published(due.nar_hash, tracker.announce, now, later)
         self._published(due.nar_hash)
         return True
@@ -120,7 +150,7 @@ class Publisher:
     def _pause(self, tracker: _Tracker, due: Due, now: float, reason: str) -> None:
         """Leave a tracker alone, and let other items go first next time."""
         seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tracker.failures, 20))
-        seconds *= self._rng.uniform(0.8, 1.2)
+        seconds *= self._rng.uniform(0.8, _SPREAD)
         tracker.failures += 1
         tracker.paused_until = now + seconds
         self._state.refused(due.nar_hash, tracker.announce, now + seconds, reason)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +12,24 @@ from urllib.parse import urlsplit
 from narswarm.acl import GUIX_ACL
 from narswarm.errors import SettingsError
 from narswarm.guixdb import DEFAULT_DATABASE
-from narswarm.swarm_settings import SwarmSettings, listen_port_of, split_address
+from narswarm.swarm_settings import (
+    SwarmSettings,
+    listen_port_of,
+    proxy_settings,
+    split_address,
+)
+from seeder.schedule import Rule
+from seeder.schedule import parse as parse_rule
 
 SOCKET = Path("/run/narswarm/seeder.sock")
 """Where programs of this machine look first."""
 
 _ANNOUNCE = "/announce"
 _MIN_INTERVAL = 1.0
+_NOT_NEGATIVE = (
+    *("workers", "upload_rate", "download_rate", "max_disk", "min_size", "max_size"),
+    *("max_connections", "premake", "ratio", "fetch_disk"),
+)
 
 
 class Tracker(NamedTuple):
@@ -62,12 +73,35 @@ class Settings:
         default=(),
         metadata={"help": "Announce URLs, such as http://tracker.example.org:6969/announce."},
     )
+    extra_trackers: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "Announce URLs of trackers without an index: they are announced to."},
+    )
     substitute_urls: tuple[str, ...] = field(
         default=("https://bordeaux.guix.gnu.org", "https://ci.guix.gnu.org"),
         metadata={
             "help": "Substitute servers where narinfos are looked up. Each learns the hash parts "
             "of this machine's store items."
         },
+    )
+    narinfo_rate: float = field(
+        default=50.0,
+        metadata={"help": "Items a second that are looked up at substitute servers at most."},
+    )
+    include: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "Globs of names of items, such as 'emacs-*'; if set, only these."},
+    )
+    exclude: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "Globs of names of items that are never offered, whoever asks."},
+    )
+    min_size: int = field(
+        default=0, metadata={"help": "Bytes of the smallest NAR to offer.", "unit": "bytes"}
+    )
+    max_size: int = field(
+        default=0,
+        metadata={"help": "Bytes of the largest NAR to offer; 0 for any.", "unit": "bytes"},
     )
     listen: tuple[str, ...] = field(
         default=("0.0.0.0:6881", "[::]:6881"),
@@ -83,9 +117,39 @@ class Settings:
     )
     lsd: bool = field(default=True, metadata={"help": "Announce on the local network."})
     upnp: bool = field(default=True, metadata={"help": "Ask the router to forward the port."})
+    proxy: str = field(
+        default="",
+        metadata={
+            "help": "SOCKS5 proxy for peers and trackers' announces, such as "
+            "socks5://127.0.0.1:9050. HTTP requests go by http_proxy and https_proxy."
+        },
+    )
+    lan_only: bool = field(
+        default=False,
+        metadata={"help": "Exchange payload with private addresses only; without DHT and UPnP."},
+    )
+    leech_only: bool = field(
+        default=False,
+        metadata={"help": "Offer and send nothing; fetch for this machine's substituter alone."},
+    )
+    max_connections: int = field(
+        default=0, metadata={"help": "Peers at most; 0 for 8000, or what open files allow."}
+    )
     max_disk: int = field(
         default=20 << 30,
         metadata={"help": "Bytes that payloads may take.", "unit": "bytes"},
+    )
+    premake: int | None = field(
+        default=None,
+        metadata={
+            "help": "Bytes of payloads to make before somebody asks, newest items first. Not set: "
+            "max_disk where nobody could ask (no HTTP tracker) and for `nars`, else 0.",
+            "unit": "bytes",
+        },
+    )
+    ratio: float = field(
+        default=0.0,
+        metadata={"help": "Offer an item no more when it was sent so many times; 0 for ever."},
     )
     upload_rate: int = field(
         default=0,
@@ -93,7 +157,14 @@ class Settings:
     )
     download_rate: int = field(
         default=0,
-        metadata={"help": "Bytes a second to fetch at most; 0 for no limit.", "unit": "bytes"},
+        metadata={"help": "Bytes a second to receive at most; 0 for no limit.", "unit": "bytes"},
+    )
+    schedule: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Other rates by local time, such as 'mon-fri 08:00-18:00 up=1MB/s down=0'. "
+            "The first that says a direction counts. Not to be set by the environment."
+        },
     )
     fetch_disk: int = field(
         default=4 << 30,
@@ -121,13 +192,16 @@ class Settings:
         default=0, metadata={"help": "Threads that compress; 0 for one on each core."}
     )
     scan_interval: float = field(
-        default=30.0,
-        metadata={"help": "How often new items are looked for.", "unit": "seconds"},
+        default=10.0,
+        metadata={
+            "help": "How often new and deleted items, and a changed ACL, are looked for.",
+            "unit": "seconds",
+        },
     )
     expiry_interval: float = field(
         default=3600.0,
         metadata={
-            "help": "How often payloads of items that were deleted are dropped.",
+            "help": "How often the whole inventory is compared, also if nothing seems changed.",
             "unit": "seconds",
         },
     )
@@ -142,26 +216,30 @@ class Settings:
             SettingsError: naming the setting.
         """
         self.tracker_list()
+        self.rules_of_rates()
         for url in self.substitute_urls:
             if not _has_host(url, ("http", "https")):
                 raise SettingsError("seeder.substitute_urls", f"{url!r} is not an http(s) URL")
-        for name, check in (("listen", listen_port_of), ("dht_nodes", split_address)):
-            for address in getattr(self, name):
+        addresses: tuple[tuple[str, Sequence[str], Callable[[str], object]], ...] = (
+            ("listen", self.listen, listen_port_of),
+            ("dht_nodes", self.dht_nodes, split_address),
+            ("web", [self.web] if self.web else [], split_address),
+            ("proxy", [self.proxy], proxy_settings),
+        )
+        for name, values, check in addresses:
+            for address in values:
                 try:
                     check(address)
                 except SettingsError as error:
                     raise SettingsError(f"seeder.{name}", f"{address!r} {error.reason}") from None
-        if self.web:
-            try:
-                split_address(self.web)
-            except SettingsError as error:
-                raise SettingsError("seeder.web", f"{self.web!r} {error.reason}") from None
         for name in ("scan_interval", "expiry_interval"):
             if getattr(self, name) < _MIN_INTERVAL:
                 raise SettingsError(f"seeder.{name}", "is less than a second")
-        for name in ("workers", "upload_rate", "download_rate", "max_disk", "fetch_disk"):
-            if getattr(self, name) < 0:
+        for name in _NOT_NEGATIVE:
+            if (getattr(self, name) or 0) < 0:
                 raise SettingsError(f"seeder.{name}", "is less than 0")
+        if self.narinfo_rate <= 0:
+            raise SettingsError("seeder.narinfo_rate", "is not more than 0")
 
     def check(self) -> None:
         """Make sure that libtorrent takes everything.
@@ -177,31 +255,58 @@ class Settings:
         Raises:
             SettingsError: something isn't an announce URL.
         """
-        return tuple(dict.fromkeys(_tracker(url) for url in self.trackers))
+        own = dict.fromkeys(_tracker("trackers", url) for url in self.trackers)
+        urls = {tracker.announce for tracker in own}
+        extra = (_tracker("extra_trackers", url) for url in self.extra_trackers)
+        bare = dict.fromkeys(Tracker(each.announce, None) for each in extra)
+        return (*own, *(each for each in bare if each.announce not in urls))
+
+    def rules_of_rates(self) -> tuple[Rule, ...]:
+        """The schedule.
+
+        Raises:
+            SettingsError: something isn't a rule of one.
+        """
+        try:
+            return tuple(parse_rule(text) for text in self.schedule)
+        except SettingsError as error:
+            raise SettingsError("seeder.schedule", error.reason) from None
+
+    @property
+    def premake_bytes(self) -> int:
+        """What `premake` comes to."""
+        if self.premake is not None:
+            return self.premake
+        can_ask = any(tracker.base is not None for tracker in self.tracker_list())
+        return 0 if can_ask and self.nars is None else self.max_disk
 
     def swarm(self, dht_state: bytes = b"") -> SwarmSettings:
         """What the BitTorrent session is told."""
         return SwarmSettings(
             listen=self.listen,
-            dht=self.dht,
+            dht=self.dht and not self.lan_only,
             dht_nodes=self.dht_nodes,
             dht_state=dht_state,
             private_network=self.private_network,
             lsd=self.lsd,
-            upnp=self.upnp,
+            upnp=self.upnp and not self.lan_only,
             role="seed",
             extra=self.libtorrent,
             upload_rate=self.upload_rate,
             download_rate=self.download_rate,
+            connections=self.max_connections,
+            proxy=self.proxy,
+            lan_only=self.lan_only,
+            upload=not self.leech_only,
         )
 
 
-def _tracker(url: str) -> Tracker:
+def _tracker(setting: str, url: str) -> Tracker:
     if _has_host(url, ("udp",)):
         return Tracker(url, None)
     if not (_has_host(url, ("http", "https")) and urlsplit(url).path.endswith(_ANNOUNCE)):
         raise SettingsError(
-            "seeder.trackers",
+            f"seeder.{setting}",
             f"{url[:300]!r} is not an announce URL such as http://HOST:PORT/announce",
         )
     return Tracker(url, url.split("?", 1)[0].removesuffix(_ANNOUNCE))

@@ -4,51 +4,60 @@
 The database has everything that is needed to offer a payload again, so that starting costs no
 hashing and no request. It is the truth about the payloads: a file without a row is left over from
 a seeder that was killed while it made it, and is removed. A row is written after its file, in one
-transaction, so that `kill -9` at any moment leaves either both or neither.
+transaction, so that `kill -9` at any moment leaves either both or neither. Of a payload that had
+to make room the row stays, with its torrent, which takes a few kilobytes.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from narswarm import base32
-from narswarm.errors import BusyError, InvalidInputError, NotFoundError
+from narswarm.errors import NotFoundError
+from seeder import items, totals
+from seeder.database import Database, hold, holder
+from seeder.eviction import Payload
+from seeder.items import OFFERED, ItemTable
+from seeder.totals import Totals
 
-VERSION = 1
+__all__ = ["DATABASE", "Due", "Nar", "Offer", "Published", "State", "holder"]
+
+VERSION = 2
 DATABASE = "state.sqlite"
-
-_PATIENCE = 1.0
-"""Seconds to wait for those who only look whether the directory is held."""
-_PAUSE = 0.01
 
 _SCHEMA = """
 CREATE TABLE nars (
     nar_hash BLOB PRIMARY KEY, store_path TEXT NOT NULL, nar_size INTEGER NOT NULL,
     payload TEXT NOT NULL, length INTEGER NOT NULL, infohash TEXT NOT NULL,
-    torrent BLOB NOT NULL, narinfo BLOB NOT NULL
-) WITHOUT ROWID;
+    torrent BLOB NOT NULL, narinfo BLOB NOT NULL,
+    present INTEGER NOT NULL, adopted INTEGER NOT NULL, requests INTEGER NOT NULL,
+    uploaded INTEGER NOT NULL, used REAL NOT NULL, others INTEGER NOT NULL
+);
 CREATE TABLE publications (
     nar_hash BLOB NOT NULL REFERENCES nars ON DELETE CASCADE, tracker TEXT NOT NULL,
     due REAL NOT NULL, published REAL, message TEXT NOT NULL, PRIMARY KEY (nar_hash, tracker)
 ) WITHOUT ROWID;
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE misses (
-    store_path TEXT PRIMARY KEY, reason TEXT NOT NULL, tries INTEGER NOT NULL, due REAL NOT NULL
-) WITHOUT ROWID;
 """
+
+_UPGRADES = {
+    1: "ALTER TABLE nars RENAME TO old; ALTER TABLE publications RENAME TO old_publications;"  # noqa: S608
+    "ALTER TABLE notes RENAME TO old_notes; DROP TABLE misses;"
+    f"{_SCHEMA}{items.SCHEMA}{totals.SCHEMA}"
+    "INSERT INTO nars SELECT *, 1, 1, 0, 0, 0, -1 FROM old;"
+    "INSERT INTO publications SELECT * FROM old_publications;"
+    "INSERT INTO notes SELECT * FROM old_notes;"
+    "DROP TABLE old_publications; DROP TABLE old; DROP TABLE old_notes;"
+}
 
 
 class Nar(NamedTuple):
-    """A NAR that is offered.
+    """A NAR of which the payload is or was made.
 
     Attributes:
         nar_hash: SHA-256, 32 bytes.
@@ -71,6 +80,9 @@ class Nar(NamedTuple):
     narinfo: bytes
 
 
+_NAR = "nar_hash, store_path, nar_size, payload, length, infohash, torrent, narinfo"
+
+
 class Offer(NamedTuple):
     """What is needed to seed, without what is only published."""
 
@@ -79,6 +91,9 @@ class Offer(NamedTuple):
     payload: str
     length: int
     infohash: str
+
+
+_OFFER = "nar_hash, store_path, payload, length, infohash"
 
 
 class Due(NamedTuple):
@@ -95,7 +110,7 @@ class Published(NamedTuple):
     Attributes:
         tracker: its announce URL.
         published: NARs that it has taken.
-        pending: NARs that it hasn't.
+        pending: NARs with a payload that it hasn't.
         message: why not, the most recent reason.
     """
 
@@ -105,11 +120,44 @@ class Published(NamedTuple):
     message: str
 
 
+class Listed(NamedTuple):
+    """An item, for people.
+
+    Attributes:
+        store_path: absolute.
+        nar_hash: SHA-256, 32 bytes.
+        nar_size: bytes.
+        status: "offered", or why it isn't.
+        present: whether there is a payload now.
+        infohash: hex, empty if no payload was ever made.
+        length: bytes of the payload, 0 if none was ever made.
+        uploaded: bytes sent of it.
+        requests: how often it was wanted.
+        others: seeds besides this one, -1 if that isn't known.
+    """
+
+    store_path: str
+    nar_hash: bytes
+    nar_size: int
+    status: str
+    present: bool
+    infohash: str
+    length: int
+    uploaded: int
+    requests: int
+    others: int
+
+
 class State:
     """The state directory of a seeder.
 
+    Attributes:
+        items: what is known of each item.
+        totals: what was sent and received.
+
     Args:
         directory: made if it isn't there.
+        clock: seconds since the epoch.
 
     Raises:
         BusyError: another process holds it.
@@ -117,17 +165,20 @@ class State:
         InvalidInputError: its database is of another version, or none.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
         self.directory = directory
         self.payloads = directory / "payloads"
-        self._mutex = threading.RLock()
         try:
             self.payloads.mkdir(parents=True, exist_ok=True)
-            self._lock = _hold(directory / "lock")
+            self._lock = hold(directory / "lock")
         except OSError as error:
             raise NotFoundError(error.filename or directory, error.strerror or str(error)) from None
         try:
-            self._db = self._open(directory / DATABASE)
+            schema = _SCHEMA + items.SCHEMA + totals.SCHEMA
+            self._db = Database(directory / DATABASE, schema, VERSION, _UPGRADES)
+            self.items = ItemTable(self._db, clock)
+            self.totals = Totals(self._db)
+            self._used = self._sum()
         except BaseException:
             os.close(self._lock)
             raise
@@ -145,7 +196,7 @@ class State:
 
     def close(self) -> None:
         """Let another process have it."""
-        with self._mutex:
+        with self._db.mutex:
             if self._lock < 0:
                 return
             self._db.close()
@@ -154,43 +205,83 @@ class State:
 
     # NARs
 
-    def add(self, nar: Nar, trackers: Iterable[str]) -> None:
-        """Keep a NAR whose payload is complete, and what has to be published of it."""
-        with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO nars VALUES (?, ?, ?, ?, ?, ?, ?, ?)", nar)
-            db.execute("DELETE FROM misses WHERE store_path = ?", (nar.store_path,))
+    def add(self, nar: Nar, trackers: Iterable[str], now: float, *, adopted: bool = False) -> None:
+        """Keep a NAR whose payload is complete, and what has to be published of it.
+
+        Args:
+            nar: all about it.
+            trackers: that it is published to.
+            now: seconds since the epoch.
+            adopted: the payload came from elsewhere, and stays though no item has this NAR yet.
+        """
+        with self._db.transaction() as db:
+            db.execute(
+                "INSERT INTO nars VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 0, 0, ?, -1)"
+                " ON CONFLICT (nar_hash) DO UPDATE SET store_path = excluded.store_path,"
+                " payload = excluded.payload, length = excluded.length, narinfo = excluded.narinfo,"
+                " infohash = excluded.infohash, torrent = excluded.torrent, present = 1,"
+                " adopted = excluded.adopted, used = excluded.used",
+                (*nar, adopted, now),
+            )
             db.executemany(
                 "INSERT OR IGNORE INTO publications VALUES (?, ?, 0, NULL, '')",
                 [(nar.nar_hash, tracker) for tracker in trackers],
             )
+            self._used = self._sum()
+
+    def evict(self, nar_hash: bytes) -> None:
+        """Remove a payload and keep its torrent; in this order, since a row promises a file."""
+        with self._db.transaction() as db:
+            db.execute("UPDATE nars SET present = 0 WHERE nar_hash = ?", (nar_hash,))
+            self._used = self._sum()
+        self._unlink(nar_hash)
 
     def drop(self, nar_hash: bytes) -> None:
         """Forget a NAR and remove its payload; in this order, since a row promises a file."""
-        with self._transaction() as db:
-            row = db.execute("SELECT payload FROM nars WHERE nar_hash = ?", (nar_hash,)).fetchone()
+        row = self._db.row("SELECT payload FROM nars WHERE nar_hash = ?", (nar_hash,))
+        with self._db.transaction() as db:
             db.execute("DELETE FROM nars WHERE nar_hash = ?", (nar_hash,))
+            self._used = self._sum()
+        if row is not None:
+            (self.payloads / row[0]).unlink(missing_ok=True)
+
+    def _unlink(self, nar_hash: bytes) -> None:
+        row = self._db.row("SELECT payload FROM nars WHERE nar_hash = ?", (nar_hash,))
         if row is not None:
             (self.payloads / row[0]).unlink(missing_ok=True)
 
     def offers(self) -> list[Offer]:
-        """All NARs, without their torrents."""
-        with self._mutex:
-            rows = self._db.execute(
-                "SELECT nar_hash, store_path, payload, length, infohash FROM nars"
-            ).fetchall()
-        return [Offer(*row) for row in rows]
+        """All NARs with a payload, without their torrents."""
+        return [Offer(*row) for row in self._db.rows(f"SELECT {_OFFER} FROM nars WHERE present")]  # noqa: S608
 
     def get(self, nar_hash: bytes) -> Nar:
         """All about a NAR.
 
         Raises:
-            NotFoundError: it isn't offered.
+            NotFoundError: no payload of it was ever made.
         """
-        with self._mutex:
-            row = self._db.execute("SELECT * FROM nars WHERE nar_hash = ?", (nar_hash,)).fetchone()
+        row = self._db.row(f"SELECT {_NAR} FROM nars WHERE nar_hash = ?", (nar_hash,))  # noqa: S608
         if row is None:
             raise NotFoundError(base32.encode(nar_hash), "is not offered")
         return Nar(*row)
+
+    def orphans(self) -> list[Offer]:
+        """NARs that no item is offered of any more, whether their payload is here or not."""
+        offered = f"(SELECT nar_hash FROM items WHERE status = '{OFFERED}')"  # noqa: S608
+        with self._db.transaction() as db:
+            db.execute(f"UPDATE nars SET adopted = 0 WHERE adopted AND nar_hash IN {offered}")  # noqa: S608
+        query = f"SELECT {_OFFER} FROM nars WHERE NOT adopted AND nar_hash NOT IN {offered}"  # noqa: S608
+        return [Offer(*row) for row in self._db.rows(query)]
+
+    def unmade(self, skip: Iterable[bytes]) -> bytes | None:
+        """The newest offered NAR without a payload that isn't to be skipped."""
+        skipped = set(skip)
+        rows = self._db.rows(
+            "SELECT items.nar_hash FROM items LEFT JOIN nars USING (nar_hash)"
+            " WHERE status = ? AND NOT coalesce(present, 0) ORDER BY ord DESC LIMIT ?",
+            (OFFERED, len(skipped) + 1),
+        )
+        return next((row[0] for row in rows if row[0] not in skipped), None)
 
     def sweep(self) -> int:
         """Remove files that no row speaks of; returns how many."""
@@ -204,15 +295,67 @@ class State:
 
     def used(self) -> int:
         """Bytes of all payloads."""
-        with self._mutex:
-            row = self._db.execute("SELECT coalesce(sum(length), 0) FROM nars").fetchone()
-        return int(row[0])
+        return self._used
+
+    def _sum(self) -> int:
+        row = self._db.row("SELECT coalesce(sum(length), 0) FROM nars WHERE present")
+        return 0 if row is None else int(row[0])
+
+    # How they are used
+
+    def requested(self, nar_hash: bytes, now: float) -> None:
+        """Note that somebody wants a NAR."""
+        with self._db.transaction() as db:
+            db.execute(
+                "UPDATE nars SET requests = requests + 1, used = ? WHERE nar_hash = ?",
+                (now, nar_hash),
+            )
+
+    def sent(self, amounts: Iterable[tuple[bytes, int, int]], now: float) -> None:
+        """Note what was sent of NARs, and how many others have all of it.
+
+        Args:
+            amounts: NAR hash, bytes since the last call, other seeds or -1.
+            now: seconds since the epoch.
+        """
+        with self._db.transaction() as db:
+            db.executemany(
+                "UPDATE nars SET uploaded = uploaded + ?, others = ?,"
+                " used = CASE WHEN ? > 0 THEN ? ELSE used END WHERE nar_hash = ?",
+                [(sent, others, sent, now, nar_hash) for nar_hash, sent, others in amounts],
+            )
+
+    def listing(self, *, offered: bool, page: int = 500) -> Iterator[Listed]:
+        """Items that are offered, or those that aren't, in the order of paths."""
+        after = ""
+        while True:
+            rows = self._db.rows(
+                "SELECT items.store_path, nar_hash, items.nar_size, status, coalesce(present, 0),"
+                " coalesce(infohash, ''), coalesce(length, 0), coalesce(uploaded, 0),"
+                " coalesce(requests, 0), coalesce(others, -1)"
+                " FROM items LEFT JOIN nars USING (nar_hash)"
+                " WHERE items.store_path > ? AND (status = ?) = ?"
+                " ORDER BY items.store_path LIMIT ?",
+                (after, OFFERED, offered, page),
+            )
+            if not rows:
+                return
+            for row in rows:
+                yield Listed(*row)._replace(present=bool(row[4]))
+            after = rows[-1][0]
+
+    def payload_list(self) -> list[Payload]:
+        """All payloads, with what says how much they are worth."""
+        rows = self._db.rows(
+            "SELECT nar_hash, length, requests, uploaded, used, others FROM nars WHERE present"
+        )
+        return [Payload(*row) for row in rows]
 
     # Publications
 
     def track(self, trackers: Iterable[str]) -> None:
         """Have all NARs published to TRACKERS and to no others."""
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             wanted = list(trackers)
             marks = ", ".join("?" * len(wanted))
             db.execute(f"DELETE FROM publications WHERE tracker NOT IN ({marks})", wanted)  # noqa: S608
@@ -222,14 +365,20 @@ class State:
                     (tracker,),
                 )
 
-    def due(self, tracker: str, now: float, limit: int) -> list[Due]:
-        """What is to be published to a tracker now, longest due first."""
-        with self._mutex:
-            rows = self._db.execute(
-                "SELECT nar_hash, torrent, narinfo FROM publications JOIN nars USING (nar_hash)"
-                " WHERE tracker = ? AND due <= ? ORDER BY due LIMIT ?",
-                (tracker, now, limit),
-            ).fetchall()
+    def due(self, tracker: str, now: float, latest: float, limit: int) -> list[Due]:
+        """What is to be published to a tracker now, longest due first.
+
+        Args:
+            tracker: its announce URL.
+            now: seconds since the epoch.
+            latest: what is due after it was noted by a clock that was wrong.
+            limit: how many at most.
+        """
+        rows = self._db.rows(
+            "SELECT nar_hash, torrent, narinfo FROM publications JOIN nars USING (nar_hash)"
+            " WHERE tracker = ? AND (due <= ? OR due > ?) AND present ORDER BY due LIMIT ?",
+            (tracker, now, latest, limit),
+        )
         return [Due(*row) for row in rows]
 
     def published(self, nar_hash: bytes, tracker: str, now: float, due: float) -> None:
@@ -243,7 +392,7 @@ class State:
     def _settle(
         self, nar_hash: bytes, tracker: str, due: float, published: float | None, message: str
     ) -> None:
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             db.execute(
                 "UPDATE publications SET due = ?, published = ?, message = ?"
                 " WHERE nar_hash = ? AND tracker = ?",
@@ -251,19 +400,18 @@ class State:
             )
 
     def sample(self, tracker: str, before: float) -> Offer | None:
-        """Any NAR that a tracker took before a time, None if there is none."""
-        with self._mutex:
-            row = self._db.execute(
-                "SELECT nar_hash, store_path, payload, length, infohash"
-                " FROM publications JOIN nars USING (nar_hash)"
-                " WHERE tracker = ? AND published < ? ORDER BY random() LIMIT 1",
-                (tracker, before),
-            ).fetchone()
+        """Any NAR with a payload that a tracker took before a time, None if there is none."""
+        row = self._db.row(
+            "SELECT nar_hash, store_path, payload, length, infohash"
+            " FROM publications JOIN nars USING (nar_hash)"
+            " WHERE tracker = ? AND published < ? AND present ORDER BY random() LIMIT 1",
+            (tracker, before),
+        )
         return None if row is None else Offer(*row)
 
     def republish(self, tracker: str) -> None:
         """Have a tracker told again at once of what it took."""
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             db.execute(
                 "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NOT NULL",
                 (tracker,),
@@ -271,164 +419,22 @@ class State:
 
     def publications(self) -> list[Published]:
         """How publishing stands, for each tracker."""
-        with self._mutex:
-            rows = self._db.execute(
-                "SELECT tracker, count(published), count(*) - count(published),"
-                " coalesce(max(CASE WHEN published IS NULL THEN message END), '')"
-                " FROM publications GROUP BY tracker ORDER BY tracker"
-            ).fetchall()
+        rows = self._db.rows(
+            "SELECT tracker, count(published),"
+            " coalesce(sum(present AND published IS NULL), 0),"
+            " coalesce(max(CASE WHEN published IS NULL THEN message END), '')"
+            " FROM publications JOIN nars USING (nar_hash) GROUP BY tracker ORDER BY tracker"
+        )
         return [Published(*row) for row in rows]
-
-    # Items that are not offered
-
-    def miss(self, store_path: str, reason: str, now: float, first: float, most: float) -> None:
-        """Note that an item can't be offered, and double the time until it is tried again.
-
-        Args:
-            store_path: of the item.
-            reason: one word, for `misses`.
-            now: seconds since the epoch.
-            first: seconds until the second try.
-            most: seconds between two tries at most.
-        """
-        with self._transaction() as db:
-            row = db.execute(
-                "SELECT tries FROM misses WHERE store_path = ?", (store_path,)
-            ).fetchone()
-            tries = row[0] if row else 0
-            due = now + min(most, first * 2 ** min(tries, 30))
-            db.execute(
-                "INSERT OR REPLACE INTO misses VALUES (?, ?, ?, ?)",
-                (store_path, reason, tries + 1, due),
-            )
-
-    def retries(self, now: float) -> list[str]:
-        """Paths of items that are to be tried again."""
-        with self._mutex:
-            rows = self._db.execute(
-                "SELECT store_path FROM misses WHERE due <= ? ORDER BY due", (now,)
-            ).fetchall()
-        return [row[0] for row in rows]
-
-    def missed(self) -> set[str]:
-        """Paths of all items that can't be offered, for now."""
-        with self._mutex:
-            return {row[0] for row in self._db.execute("SELECT store_path FROM misses")}
-
-    def misses(self) -> dict[str, int]:
-        """How many items aren't offered, by reason."""
-        with self._mutex:
-            return dict(self._db.execute("SELECT reason, count(*) FROM misses GROUP BY reason"))
-
-    def reasons(self) -> list[tuple[str, str]]:
-        """Paths of all items that can't be offered, for now, each with the reason."""
-        with self._mutex:
-            return self._db.execute(
-                "SELECT store_path, reason FROM misses ORDER BY store_path"
-            ).fetchall()
-
-    def forget(self, store_paths: Iterable[str]) -> None:
-        """Drop notes about items that are gone, or that shall be tried at once."""
-        with self._transaction() as db:
-            db.executemany(
-                "DELETE FROM misses WHERE store_path = ?", [(path,) for path in store_paths]
-            )
 
     # Notes
 
     def note(self, name: str) -> str | None:
         """A text that was kept under a name."""
-        with self._mutex:
-            row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        row = self._db.row("SELECT value FROM notes WHERE name = ?", (name,))
         return row[0] if row else None
 
     def set_note(self, name: str, value: str) -> None:
         """Keep a text under a name."""
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
-
-    # The database
-
-    def _open(self, path: Path) -> sqlite3.Connection:
-        try:
-            db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
-        except sqlite3.Error as error:
-            raise InvalidInputError(path, f"can't be opened: {error}") from None
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA foreign_keys = ON")
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-            elif version != VERSION:
-                raise InvalidInputError(path, f"is of version {version}, not {VERSION}")
-        except sqlite3.Error as error:
-            db.close()
-            raise InvalidInputError(path, f"is not a database of a seeder: {error}") from None
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._mutex:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-
-def holder(directory: Path) -> int | None:
-    """The process that holds a state directory, None if nobody does."""
-    try:
-        descriptor = os.open(directory / "lock", os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(os.read(descriptor, 20) or b"0")
-        return None
-    finally:
-        os.close(descriptor)
-
-
-def _hold(path: Path) -> int:
-    """Lock a file and write this process's id into it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        _lock(descriptor)
-    except BlockingIOError:
-        pid = os.read(descriptor, 20).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise BusyError(path.parent, f"is in use by the seeder with process id {pid}") from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
-    return descriptor
-
-
-def _lock(descriptor: int) -> None:
-    """Lock a file for this process alone.
-
-    Raises:
-        BlockingIOError: another one has locked it so.
-    """
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # What can be shared is only looked at by `holder`, which is about to let go of it.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_PAUSE)
-        else:
-            return

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from narswarm import narinfo
 from narswarm.acl import Acl
+from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo, Verdict
 from seeder.inventory import Item, NarDirectory
 
@@ -28,6 +29,13 @@ TIMEOUT = 30.0
 
 class Lookup(Protocol):
     """What finds authorised narinfos: a `narswarm.narinfos.NarinfoLookup`."""
+
+    @property
+    def servers(self) -> Sequence[str]:
+        """Which servers it asks."""
+
+    def is_down(self, server: str) -> bool:
+        """Whether a server can't be reached for now."""
 
     def find(
         self,
@@ -46,25 +54,46 @@ class Vouchers(Protocol):
 
 
 class ServerVouchers:
-    """Narinfos of substitute servers.
+    """Narinfos of substitute servers, asked politely: a store has many items.
 
     Args:
-        lookup: asks them; it judges signatures and keeps answers.
+        lookup: asks them, and judges signatures.
+        rate: items a second at most, in the mean over a batch.
+        pause: waits a number of seconds; true if the seeder is about to end.
+        clock: seconds from any start, never going back.
     """
 
-    def __init__(self, lookup: Lookup) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        rate: float,
+        pause: Callable[[float], object],
+        clock: Callable[[], float],
+    ) -> None:
         self._lookup = lookup
+        self._rate = rate
+        self._pause = pause
+        self._clock = clock
+        self._next = clock()
 
     def find(self, items: Sequence[Item]) -> Iterator[tuple[Item, Narinfo | None]]:
         """See `Vouchers`.
 
         Raises:
             GcryptMissingError: no signature can be checked here.
+            NetworkError: no server can be reached, so that nothing is known of items.
         """
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
+            wait = self._next - self._clock()
+            if wait > 0 and self._pause(wait):
+                return
+            self._next = self._clock() + len(batch) / self._rate
             paths = [item.store_path for item in batch]
             found = self._lookup.find(paths, TIMEOUT, log.warning)
+            servers = self._lookup.servers
+            if not found and servers and all(map(self._lookup.is_down, servers)):
+                raise NetworkError("substitute servers", "none can be reached")
             for item in batch:
                 yield item, _agreed(item, found.get(item.store_path))
 

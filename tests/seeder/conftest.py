@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from narswarm import gcrypt, nar, narinfo, sexp
+from narswarm import bencoding, gcrypt, nar, narinfo, sexp
 from narswarm.acl import Acl, render
+from narswarm.base32 import format_hash
 from narswarm.gcrypt import KeyPair
 from narswarm.narinfo import Narinfo, Source
 from seeder.inventory import Item
@@ -102,15 +104,20 @@ class Server:
 
     Attributes:
         published: bodies that were PUT.
+        holdings: bodies that were POSTed.
+        wanted: NAR hashes to be answered to who asks what is wanted; each once.
         announced: queries of announces.
         files: what it gives for other paths.
     """
 
     def __init__(self) -> None:
         self.published: list[bytes] = []
+        self.holdings: list[dict[bytes, Any]] = []
+        self.wanted: list[bytes] = []
         self.announced: list[str] = []
         self.files: dict[str, bytes] = {}
         self.changed = threading.Condition()
+        self.ended = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -122,6 +129,12 @@ class Server:
                     if path == "/announce":
                         outer.announced.append(query)
                         self._answer(200, b"d8:intervali1800e5:peers0:e")
+                    elif path == "/v1/wanted":
+                        outer.changed.wait_for(lambda: outer.wanted or outer.ended, 50)
+                        wanted, outer.wanted = outer.wanted, []
+                        marks = [{"nar_hash": format_hash(h), "requests": 1} for h in wanted]
+                        body = {"cursor": 1, "wanted": marks}
+                        self._answer(200, json.dumps(body).encode())
                     elif path in outer.files:
                         self._answer(200, outer.files[path])
                     else:
@@ -133,6 +146,15 @@ class Server:
                 with outer.changed:
                     outer.published.append(body)
                     self._answer(201, b"{}")
+                    outer.changed.notify_all()
+
+            def do_POST(self) -> None:
+                body = bencoding.decode(self.rfile.read(int(self.headers["Content-Length"])), "")
+                assert isinstance(body, dict)
+                with outer.changed:
+                    outer.holdings.append(body)
+                    answer = {"generation": body[b"generation"], "held": 1, "lease": 1800}
+                    self._answer(200, json.dumps(answer).encode())
                     outer.changed.notify_all()
 
             def _answer(self, status: int, body: bytes) -> None:
@@ -156,8 +178,17 @@ class Server:
         with self.changed:
             assert self.changed.wait_for(ready, 20.0), "it did not happen"
 
+    def want(self, nar_hash: bytes) -> None:
+        """Somebody wants a NAR."""
+        with self.changed:
+            self.wanted.append(nar_hash)
+            self.changed.notify_all()
+
     def close(self) -> None:
         """Stop."""
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

@@ -125,7 +125,7 @@ def run(world: World) -> Iterator[Run]:
     processes: list[Process] = []
     file = world.root / "narswarm.toml"
     file.write_text(
-        "[seeder]\nlsd = false\nupnp = false\nprivate_network = true\nworkers = 1\nweb = \"\"\n",
+        '[seeder]\nlsd = false\nupnp = false\nprivate_network = true\nworkers = 1\nweb = ""\n',
         encoding="utf-8",
     )
 

@@ -23,9 +23,10 @@ from narswarm.errors import (
     NotFoundError,
 )
 from narswarm.swarm import Swarm, SwarmSettings
-from seeder import control, daemon
+from seeder import control, daemon, parts
 from seeder.daemon import Seeder, raise_file_limit
-from seeder.offering import Offering
+from seeder.items import ItemTable
+from seeder.scan import Scanner
 from seeder.settings import Settings
 from seeder.state import State
 from tests.seeder.conftest import Made, Server, World
@@ -53,7 +54,8 @@ class Running:
 
     def _run(self) -> None:
         try:
-            self.ended = Seeder(self.settings, self._stop).run(self._is_ready)
+            self.seeder = Seeder(self.settings, self._stop)
+            self.ended = self.seeder.run(self._is_ready)
         except BaseException as error:  # noqa: BLE001  raised again by the test's thread
             self.failure = error
             self._ready.set()
@@ -164,9 +166,20 @@ def test_items_of_a_store(world: World, server: Server, start: Start) -> None:
         substitute_urls=(server.url,),
         trackers=(f"{server.url}/announce",),
     )
-    server.wait(lambda: server.published)
+    server.wait(lambda: server.holdings)
+    assert server.holdings[0][b"added"] == public.item.nar_hash
+    assert server.holdings[0][b"port"] == seeder.port
+    assert not list((world.root / "state").rglob("*.zst"))
+    server.want(private.item.nar_hash)
+    server.want(public.item.nar_hash)
+    server.wait(lambda: server.published and server.announced)
     assert fetch(seeder, publication(server, public), world.root) == public.nar
+    status = seeder.status()
+    assert status["not_offered"] == {"not vouched for": 1}
+    assert (status["items"], status["held"], status["payloads"]) == (1, 1, 1)
     seeder.stop()
+    assert server.holdings[-1][b"base"] == 0
+    assert server.holdings[-1][b"added"] == b""
     assert len(server.published) == 1
     assert len(list((world.root / "state").rglob("*.zst"))) == 1
 
@@ -213,11 +226,11 @@ def test_a_database_that_breaks_ends_nothing(
         told.append(words)
         said.set()
 
-    def damaged(_self: State, _now: float) -> list[str]:
+    def damaged(_self: ItemTable) -> int:
         raise sqlite3.DatabaseError("database disk image is malformed")
 
     monkeypatch.setattr(daemon.log, "warning", warning)
-    monkeypatch.setattr(State, "retries", damaged)
+    monkeypatch.setattr(ItemTable, "last", damaged)
     seeder = start()
     assert said.wait(20)
     assert seeder.status()["items"] == 0
@@ -245,15 +258,15 @@ def test_a_job_that_fails_is_tried_again(
 ) -> None:
     """A missing directory of NARs is a line in the log; the seeder goes on."""
     said, worked, again = threading.Event(), threading.Event(), threading.Event()
-    scan = Offering.scan
+    scan = Scanner.scan
 
-    def watched(offering: Offering) -> None:
+    def watched(scanner: Scanner) -> None:
         if worked.is_set():
             again.set()
-        scan(offering)
+        scan(scanner)
         worked.set()
 
-    monkeypatch.setattr(Offering, "scan", watched)
+    monkeypatch.setattr(Scanner, "scan", watched)
     monkeypatch.setattr(daemon.log, "warning", lambda *_: said.set())
     seeder = start(nars=world.root / "later", scan_interval=1.0)
     assert said.wait(20)
@@ -282,7 +295,7 @@ def test_another_zstd_still_seeds(
     def other() -> None:
         raise CodecError("libzstd 1.5.8", "payloads of profile 1 are made by libzstd 1.5.7 only")
 
-    monkeypatch.setattr(daemon, "check_codec", other)
+    monkeypatch.setattr(parts, "check_codec", other)
     second = start(trackers=(f"{server.url}/announce",))
     reason = "libzstd 1.5.8: payloads of profile 1 are made by libzstd 1.5.7 only"
     assert second.items == 1

@@ -100,7 +100,7 @@ def test_what_is_vouched_for_is_offered(bench: Bench, world: World) -> None:
         b"torrent",
     )
     assert b"https://server.example.org/nar/" in nar.narinfo
-    bench.state.add(nar, [])
+    bench.state.add(nar, [], 0)
     assert bench.adopter.local(made.item.nar_hash) == Local(
         path, "ab" * 32, Kind.ZSTD, len(payload)
     )

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How items come to be offered, and how they cease to be."""
+"""Payloads: made when they are wanted, seeded, and thrown away."""
 
 from __future__ import annotations
 
+import errno
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 
-from narswarm import gcrypt, narinfo
-from narswarm.acl import Acl
-from narswarm.errors import NarswarmError, NotFoundError
-from narswarm.narinfo import Narinfo
+from narswarm import gcrypt, sexp
+from narswarm.acl import Acl, render
+from narswarm.errors import BusyError, NotFoundError
+from narswarm.files import atomic_file
+from narswarm.payload import file_name
 from narswarm.swarm import TorrentStatus
-from seeder import offering
+from seeder import payloads
+from seeder.eviction import HOT
 from seeder.inventory import Item, StoreInventory
-from seeder.offering import FIRST_RETRY, FULL_PAUSE, Offering
+from seeder.items import NOT_VOUCHED, OFFERED, UNREADABLE, WITHDRAWN
+from seeder.offering import RATIO_REACHED, RETRY, Offering
 from seeder.payloads import PayloadMaker
 from seeder.state import State
-from tests.seeder.conftest import SERVER, Made, World
+from tests.seeder.conftest import Made, World
 
 TRACKER = "http://t/announce"
 
@@ -53,62 +58,72 @@ class Bench:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.vouched: dict[str, Narinfo] = {}
-        self.swarm = Swarm()
-        self.published: list[bytes] = []
+        self.published: list[tuple[bytes, set[str]]] = []
         self.now = 1000.0
         self.stopping = False
         self.quota = 1 << 30
-        self.state = State(world.root / "state")
-        self.made: list[str] = []
+        self.premake = 0
+        self.ratio = 0.0
+        self.gone: bool | BusyError = False
+        self.acl = Acl.load(world.acl)
+        self.state = State(world.root / "state", lambda: self.now)
         self.start()
 
     def start(self, *, can_make: bool = True) -> None:
         """Start anew with the same state."""
         self.swarm = Swarm()
-        self.maker: PayloadMaker | None = PayloadMaker(
-            self.state.payloads, self.quota, self.state.used, lambda: self.stopping, 1
-        )
+        self.maker = PayloadMaker(self.state.payloads, lambda: self.stopping, 1)
         self.offering = Offering(
             state=self.state,
             inventory=StoreInventory(self.world.database, self.world.store),
-            vouchers=self,
             maker=self.maker if can_make else None,
+            quota=self.quota,
+            premake=self.premake,
+            ratio=self.ratio,
             swarm=self.swarm,
             trackers=[TRACKER],
             publish=self._publish,
+            gone=self._gone,
+            acl=self.acl,
             clock=lambda: self.now,
             stopping=lambda: self.stopping,
         )
 
-    def find(self, items: Sequence[Item]) -> Iterator[tuple[Item, Narinfo | None]]:
-        """The test's vouchers."""
-        for item in items:
-            self.made.append(item.store_path)
-            yield item, self.vouched.get(item.store_path)
+    def _publish(self, nar_hash: bytes, trackers: Collection[str]) -> None:
+        self.published.append((nar_hash, set(trackers)))
 
-    def _publish(self, nar_hash: bytes) -> None:
-        assert not self.offering.infohash(nar_hash), "it was seeded before it was published"
-        self.published.append(nar_hash)
+    def _gone(self, item: Item) -> bool:
+        if isinstance(self.gone, BusyError):
+            raise self.gone
+        if self.gone:
+            self.state.items.remove(item.store_path)
+        return self.gone
 
-    def add(self, name: str = "item", content: bytes = b"content", *, vouch: bool = True) -> Made:
-        """Have a new item in the store."""
+    def add(self, name: str = "item", content: bytes = b"content") -> Made:
+        """Have a new item that is vouched for."""
         made = self.world.make(name, content)
         self.world.register(made)
-        if vouch:
-            self.vouched[made.path] = made.parsed
+        self.state.items.add([(made.item, "")])
+        self.state.items.vouched([(made.item, made.narinfo)])
         return made
 
-    def scan(self, later: float = 0.0) -> list[str]:
-        """Scan after some seconds; what was looked at."""
-        self.now += later
-        self.made.clear()
-        self.offering.scan()
-        return list(self.made)
+    def make(self, *wanted: Made) -> None:
+        """Have payloads made, a second after each other."""
+        for made in wanted:
+            self.now += 1
+            self.offering.make(made.item.nar_hash)
 
-    def payloads(self) -> int:
-        """How many payloads there are."""
-        return len(list(self.state.payloads.iterdir()))
+    def there(self) -> list[str]:
+        """Paths of items that have a payload, as files and as rows."""
+        offers = {offer.payload: offer.store_path for offer in self.state.offers()}
+        assert set(offers) == {path.name for path in self.state.payloads.iterdir()}
+        return sorted(offers.values())
+
+    def status(self, made: Made, **values: object) -> None:
+        """Have the session say something of a torrent."""
+        infohash = self.offering.infohash(made.item.nar_hash) or ""
+        fields: dict[str, object] = {"state": "seeding"}
+        self.swarm.torrents[infohash] = TorrentStatus(infohash, "x", **(fields | values))  # type: ignore[arg-type]  # by name
 
 
 @pytest.fixture
@@ -119,315 +134,393 @@ def bench(world: World) -> Iterator[Bench]:
     made.state.close()
 
 
-def test_only_what_is_vouched_for_is_offered(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The other item leaves no trace but a note to look again."""
+def noise(size: int) -> bytes:
+    """Bytes that don't compress."""
+    return random.Random(size).randbytes(size)  # noqa: S311
+
+
+def test_what_is_wanted_is_made(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Published to those who want it, before it is seeded; others that are offered are not made."""
     caplog.set_level("INFO")
-    good = bench.add("good", b"public" * 1000)
-    secret = bench.add("secret", vouch=False)
-    bench.scan()
+    made, _ = bench.add("wanted", b"1" * 5000), bench.add("other", b"2")
+    bench.offering.make(made.item.nar_hash, {TRACKER})
     (offer,) = bench.state.offers()
-    assert (offer.nar_hash, offer.store_path) == (good.item.nar_hash, good.path)
-    assert bench.published == [good.item.nar_hash]
+    assert (offer.nar_hash, offer.store_path) == (made.item.nar_hash, made.path)
+    assert bench.published == [(made.item.nar_hash, {TRACKER})]
     assert bench.swarm.seeded == [(offer.payload, (TRACKER,))]
-    assert bench.offering.infohash(good.item.nar_hash) == offer.infohash
+    assert bench.offering.infohash(made.item.nar_hash) == offer.infohash
     assert bench.offering.infohashes() == [offer.infohash]
-    assert (len(bench.offering), bench.payloads()) == (1, 1)
-    assert bench.state.misses() == {"not vouched for": 1}
-    assert bench.state.missed() == {secret.path}
+    assert len(bench.offering) == 1
+    assert bench.there() == [made.path]
     (line,) = caplog.messages
-    assert line.startswith(f"seeding {good.path}: ")
-    assert line.endswith(" B, of a NAR of 6.0 KiB")
+    assert line.startswith(f"seeding {made.path}: ")
 
 
-def test_the_published_narinfo_has_absolute_urls(bench: Bench) -> None:
-    """A relative URL means nothing at a tracker; the signature stays good."""
+def test_what_is_here_is_only_published(bench: Bench) -> None:
+    """A tracker that asks for it has forgotten it."""
     made = bench.add()
-    bench.scan()
-    kept = bench.state.get(made.item.nar_hash).narinfo
-    (source,) = narinfo.parse(kept).sources
-    assert source.url == f"{SERVER}/nar/{made.path.rpartition('/')[2]}"
-    acl = Acl.load(bench.world.acl)
-    assert narinfo.verdict(kept, acl) is narinfo.Verdict.VALID_SIGNATURE
+    bench.make(made, made)
+    assert len(bench.swarm.seeded) == 1
+    assert len(bench.published) == 2
+    assert bench.state.payload_list()[0].requests == 2
 
 
-def test_the_newest_come_first(bench: Bench) -> None:
-    """When there isn't room for all, the newest are wanted most."""
-    made = [bench.add(f"item{number}") for number in range(3)]
-    assert bench.scan() == [each.path for each in reversed(made)]
+@pytest.mark.parametrize("status", [WITHDRAWN, "excluded", NOT_VOUCHED])
+def test_what_isn_t_offered_isn_t_made(bench: Bench, status: str) -> None:
+    """Whoever asks, and whatever the tracker was told once."""
+    made = bench.add()
+    bench.state.items.mark([made.path], status)
+    bench.offering.make(made.item.nar_hash)
+    bench.offering.make(bytes(32))
+    bench.offering.paused = True
+    bench.state.items.mark([made.path], OFFERED)
+    bench.offering.make(made.item.nar_hash)
+    assert (bench.there(), bench.published) == ([], [])
 
 
-def test_a_scan_looks_at_what_is_new(bench: Bench) -> None:
-    """What was offered or missed isn't looked at again until its time comes."""
-    bench.add("offered", b"1")
-    missed = bench.add("missed", b"2", vouch=False)
-    assert len(bench.scan()) == 2
-    assert bench.scan() == []
-    new = bench.add("new", b"3")
-    assert bench.scan() == [new.path]
-    assert bench.scan(FIRST_RETRY - 1) == []
-    assert bench.scan(1) == [missed.path]
-    assert bench.scan(2 * FIRST_RETRY - 1) == []
-    bench.vouched[missed.path] = missed.parsed
-    assert bench.scan(1) == [missed.path]
-    assert len(bench.offering) == 3
-    assert bench.state.misses() == {}
-
-
-def test_a_restart_needs_nobody(bench: Bench, acl: Acl) -> None:
-    """What was offered is offered again; what was missed waits for its time."""
-    bench.add("offered", b"1")
-    bench.add("missed", b"2", vouch=False)
-    bench.scan()
-    (bench.state.payloads / "leftover").write_bytes(b"")
+def test_a_signature_is_checked_once_more(bench: Bench) -> None:
+    """The ACL may have been changed since an item was looked up."""
+    made = bench.add()
+    bench.acl = Acl.parse(render([sexp.parse(gcrypt.generate_key().public)]), "acl")
     bench.start()
-    bench.offering.restore(acl, "acl")
-    assert len(bench.swarm.seeded) == len(bench.offering) == bench.payloads() == 1
-    assert bench.scan() == []
+    bench.offering.make(made.item.nar_hash)
+    assert bench.there() == []
+    assert bench.state.items.statuses() == {NOT_VOUCHED: 1}
 
 
-def test_equal_contents_are_one_nar(bench: Bench) -> None:
-    """A second item with the same NAR costs nothing, in whatever order they come."""
-    bench.add("a", b"same")
-    bench.add("b", b"same")
-    bench.scan()
-    bench.add("c", b"same")
-    assert bench.scan() == []
-    assert (len(bench.offering), bench.payloads()) == (1, 1)
+def test_a_machine_that_can_t_make_payloads(bench: Bench) -> None:
+    """Another zstd: what is there is seeded, nothing is made."""
+    old, new = bench.add("old", b"1"), bench.add("new", b"2")
+    bench.make(old)
+    bench.start(can_make=False)
+    bench.offering.restore()
+    bench.make(new)
+    assert bench.there() == [old.path]
+    assert not bench.offering.make_spare()
 
 
-def test_a_lost_payload_is_made_again(
-    bench: Bench, acl: Acl, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Files that somebody deleted or cut off aren't offered after a restart."""
-    lost, cut = bench.add("lost", b"1"), bench.add("cut", b"2")
-    bench.scan()
-    payloads = {offer.store_path: offer for offer in bench.state.offers()}
-    (bench.state.payloads / payloads[lost.path].payload).unlink()
-    (bench.state.payloads / payloads[cut.path].payload).write_bytes(b"x")
+# What is kept
+
+
+def test_a_restart_hashes_nothing(bench: Bench) -> None:
+    """What was complete is seeded again, and not published once more."""
+    made = bench.add()
+    bench.make(made)
+    bench.world.store.rename(bench.world.root / "elsewhere")
     bench.start()
-    bench.offering.restore(acl, "acl")
-    assert bench.swarm.seeded == []
-    assert sorted(caplog.messages) == [
-        f"{lost.path}: its payload is lost: No such file or directory",
-        f"{cut.path}: its payload has 1 bytes instead of {payloads[cut.path].length}",
-    ]
-    bench.scan()
-    assert len(bench.offering) == 2
+    bench.offering.restore()
+    assert len(bench.offering) == 1
+    assert len(bench.swarm.seeded) == 1
+    assert len(bench.published) == 1
 
 
-def test_a_key_that_lost_its_authority(
-    bench: Bench, acl: Acl, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda path: path.unlink(), "its payload is lost: No such file or directory"),
+        (lambda path: path.write_bytes(b"x"), "its payload has 1 bytes instead of 85"),
+    ],
+)
+def test_payloads_that_are_lost_are_made_again(
+    bench: Bench,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path], object],
+    reason: str,
 ) -> None:
-    """After a change of the ACL only what its keys vouch for is offered."""
-    kept = bench.add("kept", b"1")
+    """When they are wanted; the torrent is the same."""
+    made = bench.add("item", b"content")
+    bench.make(made)
+    (before,) = bench.state.offers()
+    change(bench.state.payloads / before.payload)
+    bench.start()
+    bench.offering.restore()
+    assert caplog.messages == [f"{made.path}: {reason}"]
+    assert (len(bench.offering), bench.there()) == (0, [])
+    bench.make(made)
+    assert bench.state.offers() == [before]
+
+
+def test_files_of_a_killed_seeder_are_removed(bench: Bench) -> None:
+    """They were never complete."""
+    (bench.state.payloads / ".x.nar.zst.abc").write_bytes(b"half")
+    bench.offering.restore()
+    assert bench.there() == []
+
+
+def test_an_acl_that_revokes_a_key(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Payloads that only it vouched for are dropped at once."""
+    old = bench.add("old", b"1")
     bench.world.signer = gcrypt.generate_key()
-    other = bench.add("other", b"2")
-    bench.scan()
-    bench.start()
-    bench.state.set_note("acl", "old")
-    bench.offering.restore(acl, "old")
-    assert len(bench.offering) == 2
-    bench.start()
-    bench.offering.restore(acl, "new")
-    assert [offer.store_path for offer in bench.state.offers()] == [kept.path]
-    assert caplog.messages == [f"{other.path}: no longer vouched for: unauthorized-key"]
-    assert bench.state.note("acl") == "new"
+    new = bench.add("new", b"2")
+    bench.make(old)
+    caplog.clear()
+    bench.offering.rejudge(Acl.parse(render([sexp.parse(bench.world.signer.public)]), "acl"))
+    assert caplog.messages == [f"{old.path}: no longer vouched for"]
+    assert bench.there() == []
+    bench.make(new)
+    assert bench.there() == [new.path]
 
 
-def test_a_bad_item_does_not_hold_up_others(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A store whose files were changed: a warning, nothing announced, the rest goes on."""
-    good, bad = bench.add("good", b"1"), bench.add("bad", b"2")
-    file = bench.world.store / bad.path.rpartition("/")[2]
-    file.write_bytes(b"3")
-    bench.scan()
-    assert [offer.store_path for offer in bench.state.offers()] == [good.path]
-    assert bench.published == [good.item.nar_hash]
-    assert caplog.messages == [f"{bad.path}: has another NAR than the database says"]
-    assert bench.state.misses() == {"unreadable": 1}
-    file.write_bytes(b"2")
-    bench.scan(FIRST_RETRY)
-    assert len(bench.offering) == 2
-
-
-def test_no_room(
-    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full quota is said once and looked at again later; nothing dies of it."""
-    monkeypatch.setattr(offering, "FEW", 2)
-    bench.quota = 10
-    bench.start()
-    made = [bench.add(f"item{number}", b"%d" % number * 50) for number in range(4)]
-    assert bench.scan() == [made[3].path, made[2].path]
-    assert caplog.messages == [f"{bench.state.payloads}: would hold more than 10 bytes"]
-    assert bench.offering.full == caplog.messages[0]
-    assert bench.state.misses() == {"no room": 2}
-    assert bench.scan(FULL_PAUSE - 1) == []
-    bench.quota = 1 << 30
-    bench.start()
-    bench.scan(1)
-    assert len(bench.offering) == 4
-    assert bench.offering.full == ""
-
-
-def test_full_as_long_as_an_item_has_no_room(
+def test_what_is_no_longer_offered_is_dropped(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither a smaller item that fits nor a restart hides that another one doesn't."""
-    bench.quota = 1000
-    bench.start()
-    large = bench.add("large", random.Random(1).randbytes(2000))  # noqa: S311
-    bench.add("small", b"1")
-    bench.scan()
-    assert len(bench.offering) == 1
-    reason = f"{bench.state.payloads}: would hold more than 1000 bytes"
-    assert bench.offering.full == reason
-    bench.add("new", b"2")
-    bench.scan(1)
-    assert len(bench.offering) == 2
-    assert bench.offering.full == reason
-    bench.start()
-    assert bench.offering.full == f"{bench.state.payloads}: had no room for everything"
-    bench.scan(1)
-    assert caplog.messages == [reason]
-    bench.scan(FULL_PAUSE)
-    assert caplog.messages == [reason, reason]
-    bench.world.delete(large)
-    bench.offering.expire()
-    assert bench.offering.full == ""
-
-
-def test_room_that_expiry_makes_is_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropping an item ends the pause."""
-    monkeypatch.setattr(offering, "FEW", 1)
-    old = bench.add("old", b"1")
-    bench.scan()
-    bench.quota = bench.state.used()
-    bench.start()
-    bench.offering.restore(Acl.load(bench.world.acl), "acl")
-    new = bench.add("new", b"2")
-    bench.scan()
-    assert bench.offering.full
-    bench.world.delete(old)
-    bench.offering.expire()
-    bench.scan(FULL_PAUSE)
-    assert [offer.store_path for offer in bench.state.offers()] == [new.path]
-
-
-def test_a_machine_that_can_t_make_payloads(bench: Bench, acl: Acl) -> None:
-    """Another zstd: what is there is seeded, nothing is made or even asked for."""
-    bench.add("old", b"1")
-    bench.scan()
-    bench.add("new", b"2")
-    bench.start(can_make=False)
-    bench.offering.restore(acl, "acl")
-    assert bench.scan() == []
-    assert len(bench.offering) == 1
-
-
-def test_stopping_is_noticed(bench: Bench, acl: Acl) -> None:
-    """Nothing is begun when the seeder ends, and nothing is forgotten."""
-    bench.add()
-    bench.stopping = True
-    bench.scan()
-    assert (len(bench.offering), bench.state.misses()) == (0, {})
-    bench.stopping = False
-    bench.scan()
-    assert len(bench.offering) == 1
-    bench.start()
-    bench.stopping = True
-    bench.offering.restore(acl, "acl")
-    assert bench.swarm.seeded == []
-
-
-def test_deleted_items_are_dropped(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """What `guix gc` deleted isn't kept, and neither are notes about it."""
+    """What `guix gc` deleted isn't kept."""
     caplog.set_level("INFO")
     gone, kept = bench.add("gone", b"1"), bench.add("kept", b"2")
-    note = bench.add("note", b"3", vouch=False)
-    bench.scan()
-    infohash = bench.offering.infohash(gone.item.nar_hash)
-    assert infohash
-    bench.swarm.torrents[infohash] = TorrentStatus(infohash, "x", "seeding")
-    bench.world.delete(gone)
-    bench.world.delete(note)
+    bench.make(gone, kept)
+    bench.status(gone)
+    bench.state.items.remove(gone.path)
     caplog.clear()
-    bench.offering.expire()
-    assert caplog.messages == [f"dropping {gone.path}, which is no longer here"]
-    assert [offer.store_path for offer in bench.state.offers()] == [kept.path]
+    bench.offering.reconcile()
+    assert caplog.messages == [f"dropping {gone.path}, which is no longer offered"]
+    assert bench.there() == [kept.path]
     assert bench.swarm.torrents == {}
-    assert (bench.payloads(), bench.state.missed()) == (1, set())
     assert bench.offering.infohash(gone.item.nar_hash) is None
 
 
-def test_an_item_deleted_before_its_retry_is_forgotten(bench: Bench) -> None:
-    """Also when there are so many that the inventory is read as a whole."""
-    notes = [bench.add(f"{number}", b"%d" % number, vouch=False) for number in range(3)]
-    bench.scan()
-    bench.world.delete(notes[0])
-    assert set(bench.scan(FIRST_RETRY)) == {notes[1].path, notes[2].path}
-    assert bench.state.missed() == {notes[1].path, notes[2].path}
-
-
-def test_many_retries_read_the_inventory_once(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Thousands of single questions would take longer."""
-    monkeypatch.setattr(offering, "FEW", 1)
-    notes = [bench.add(f"{number}", b"%d" % number, vouch=False) for number in range(3)]
-    bench.scan()
-    bench.world.delete(notes[0])
-    assert set(bench.scan(FIRST_RETRY)) == {notes[1].path, notes[2].path}
-    assert bench.state.missed() == {notes[1].path, notes[2].path}
-
-
-def test_a_retry_of_what_is_offered_by_now(bench: Bench) -> None:
-    """An item whose twin was vouched for meanwhile needs no more tries."""
-    missed = bench.add("missed", b"same", vouch=False)
-    bench.scan()
-    bench.add("twin", b"same")
-    bench.scan()
-    assert bench.scan(FIRST_RETRY) == []
-    assert missed.path not in bench.state.missed()
-
-
-def test_an_inventory_that_is_empty_all_of_a_sudden(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A database that was replaced by an empty one isn't a reason to drop everything."""
+def test_what_was_fetched_is_seeded(bench: Bench) -> None:
+    """And stays until an item has its NAR; a payload that was another NAR goes."""
     made = bench.add()
-    bench.scan()
-    bench.world.delete(made)
-    bench.offering.expire()
+    bench.make(made)
+    nar = bench.state.get(made.item.nar_hash)
+    bench.state.drop(made.item.nar_hash)
+    bench.start()
+    bench.state.items.remove(made.path)
+    (bench.state.payloads / nar.payload).write_bytes(bytes(nar.length))
+    bench.offering.adopt(nar)
+    bench.offering.reconcile()
     assert len(bench.offering) == 1
-    assert caplog.messages == ["the inventory is empty all of a sudden; nothing is dropped"]
-
-
-def test_an_inventory_that_can_t_be_read(bench: Bench) -> None:
-    """Nothing is dropped, and the error says why."""
-    bench.add()
-    bench.scan()
-    bench.world.database.unlink()
-    calls: list[Callable[[], None]] = [bench.offering.expire, bench.offering.scan]
-    for call in calls:
-        with pytest.raises(NarswarmError):
-            call()
+    assert bench.published[-1] == (nar.nar_hash, set())
+    bench.offering.withdraw(nar.nar_hash, "another")
+    bench.offering.withdraw(bytes(32), nar.infohash)
     assert len(bench.offering) == 1
+    bench.offering.withdraw(nar.nar_hash, nar.infohash)
+    assert (len(bench.offering), bench.there()) == (0, [])
 
 
-def test_a_damaged_payload_is_made_again(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """What libtorrent found damaged is taken out at once and tried again a second later."""
-    made, fine = bench.add("bad", b"1"), bench.add("fine", b"2")
-    bench.scan()
-    for each, state in ((made, "error"), (fine, "seeding")):
-        infohash = bench.offering.infohash(each.item.nar_hash) or ""
-        status = TorrentStatus(infohash, "x", state, error="I/O error" * (state == "error"))
-        bench.swarm.torrents[infohash] = status
+# What fails
+
+
+def test_an_item_that_can_t_be_read(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """It isn't offered for a while; others are."""
+    bad, good = bench.add("bad", b"1"), bench.add("good", b"2")
+    (bench.world.store / bad.path.rpartition("/")[2]).write_bytes(b"3")
+    bench.make(bad, good)
+    assert bench.there() == [good.path]
+    assert caplog.messages == [f"{bad.path}: has another NAR than the database says"]
+    assert bench.state.items.statuses() == {UNREADABLE: 1, OFFERED: 1}
+    bench.now += RETRY
+    assert bench.state.items.pending(9) == [bad.item]
+
+
+def test_an_item_that_is_deleted_while_it_is_read(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves nothing behind, and is no error; if that can't be found out now, it is retried."""
+    caplog.set_level("INFO")
+    made = bench.add("tree", noise(9 << 20))
+    chunks = StoreInventory.open
+
+    def vanishing(inventory: StoreInventory, item: Item) -> Iterator[bytes]:
+        for number, chunk in enumerate(chunks(inventory, item)):
+            if number == 1:
+                file = bench.world.store / item.store_path.rpartition("/")[2]
+                file.write_bytes(b"")
+                file.unlink()
+            yield chunk
+
+    monkeypatch.setattr(StoreInventory, "open", vanishing)
+    bench.gone = True
+    bench.make(made)
+    assert bench.there() == []
+    assert caplog.messages == [f"{made.path} was deleted before its payload was made"]
+    assert len(bench.state.items) == 0
+    again = bench.add("again", noise(9 << 20))
+    bench.gone = BusyError("db", "is locked")
+    bench.make(again)
+    assert bench.state.items.statuses() == {UNREADABLE: 1}
+
+
+def test_another_payload_than_before(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Made again, a payload has to have the infohash that trackers know."""
+    made = bench.add()
+    bench.make(made)
+    nar = bench.state.get(made.item.nar_hash)
+    bench.offering.withdraw(nar.nar_hash, nar.infohash)
+    bench.state.add(nar._replace(infohash="00" * 32), [], 0)
+    bench.state.evict(nar.nar_hash)
+    bench.make(made)
+    assert caplog.messages[-1] == f"{made.path}: has another payload than when it was made"
+    assert bench.there() == []
+    bench.state.items.vouched([(made.item, made.narinfo)])
+    bench.make(made)
+    assert bench.there() == [made.path]
+
+
+def test_stopping_is_noticed(bench: Bench) -> None:
+    """Nothing is half done, and nothing is noted."""
+    made = bench.add()
+    bench.stopping = True
+    bench.make(made)
+    assert bench.there() == []
+    assert bench.state.items.statuses() == {OFFERED: 1}
+    bench.stopping = False
+    bench.make(made)
+    bench.start()
+    bench.stopping = True
+    bench.offering.restore()
+    assert bench.swarm.seeded == []
+
+
+# Room
+
+
+def test_room_is_made_for_what_is_wanted(bench: Bench) -> None:
+    """By what was wanted longest ago; its torrent is kept, and is the same when it comes back."""
+    made = [bench.add(f"{n}", noise(100_000 + n)) for n in range(3)]
+    bench.quota = 250_000
+    bench.start()
+    bench.make(made[0], made[1])
+    first = bench.state.get(made[0].item.nar_hash)
+    bench.now += HOT
+    bench.make(made[2])
+    assert bench.there() == [made[1].path, made[2].path]
+    bench.now += HOT
+    bench.status(made[1], upload_rate=5)
+    bench.make(made[0])
+    assert bench.there() == [made[0].path, made[1].path]
+    assert bench.state.get(made[0].item.nar_hash) == first
+    assert bench.offering.full == ""
+
+
+def test_hot_payloads_stay(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """What is wanted then is refused, which is said once, until there is room again."""
+    made = [bench.add(f"{n}", noise(100_000 + n)) for n in range(4)]
+    bench.quota = 250_000
+    bench.start()
+    bench.make(*made)
+    assert bench.there() == [made[0].path, made[1].path]
+    reason = f"{bench.state.payloads}: may hold 250000 bytes and is full"
+    assert bench.offering.full == reason
+    assert caplog.messages == [reason]
+    assert bench.state.items.statuses() == {OFFERED: 4}
+    bench.now += HOT
+    bench.make(made[3])
+    assert bench.offering.full == ""
+
+
+def test_a_full_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left behind, and the next time may go well."""
+    made = bench.add("item", noise(100_000))
+    real = atomic_file
+
+    class Full:
+        def __init__(self, path: Path) -> None:
+            self._real = real(path)
+
+        def __enter__(self) -> Self:
+            self._file = self._real.__enter__()
+            return self
+
+        def write(self, data: bytes) -> int:
+            self._file.write(data[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __exit__(self, *error: object) -> bool | None:
+            return self._real.__exit__(*error)  # type: ignore[arg-type]  # as it was given
+
+    monkeypatch.setattr(payloads, "atomic_file", Full)
+    bench.make(made)
+    assert bench.there() == []
+    assert bench.offering.full == f"{bench.state.payloads}: No space left on device"
+    monkeypatch.undo()
+    bench.make(made)
+    assert bench.there() == [made.path]
+
+
+def test_quiet_times(bench: Bench) -> None:
+    """The newest items are made before somebody asks, as far as the setting goes."""
+    made = [bench.add(f"{n}", noise(100_000 + n)) for n in range(4)]
+    assert not bench.offering.make_spare()
+    bench.premake = 150_000
+    bench.quota = 1 << 20
+    bench.start()
+    assert bench.offering.make_spare()
+    assert bench.there() == [made[3].path]
+    assert bench.published == [(made[3].item.nar_hash, set())]
+    assert bench.offering.make_spare()
+    assert bench.there() == [made[2].path, made[3].path]
+    assert not bench.offering.make_spare()
+
+
+def test_quiet_times_throw_nothing_away(bench: Bench) -> None:
+    """What doesn't fit is passed over until there is room, and that is said."""
+    large, small = bench.add("large", noise(200_000)), bench.add("small", noise(90_000))
+    bench.quota = bench.premake = 250_000
+    bench.start()
+    assert [bench.offering.make_spare() for _ in range(3)] == [True, True, False]
+    assert bench.there() == [small.path]
+    assert bench.offering.full == f"{bench.state.payloads}: may hold 250000 bytes and is full"
+    bench.state.items.remove(small.path)
+    bench.offering.reconcile()
+    assert bench.offering.make_spare()
+    assert bench.there() == [large.path]
+    assert bench.offering.full == ""
+
+
+# What is sent
+
+
+def test_what_was_sent_is_kept(bench: Bench) -> None:
+    """Added up over runs, with the seeds besides this one."""
+    made = bench.add()
+    bench.make(made)
+    bench.status(made, uploaded=100, complete=3)
+    bench.swarm.torrents["other"] = TorrentStatus("other", "y", uploaded=7)
+    bench.offering.count()
+    bench.status(made, uploaded=150, complete=-1)
+    bench.now += 50
+    bench.offering.count()
+    (payload,) = bench.state.payload_list()
+    assert (payload.uploaded, payload.others, payload.used) == (150, -1, bench.now)
+    bench.start()
+    bench.offering.restore()
+    bench.status(made, uploaded=10, complete=3)
+    bench.offering.count()
+    (payload,) = bench.state.payload_list()
+    assert (payload.uploaded, payload.others) == (160, 2)
+
+
+def test_the_ratio(bench: Bench) -> None:
+    """What was sent often enough is offered no more, also after a restart."""
+    made, other = bench.add("made", b"1"), bench.add("other", b"2")
+    bench.ratio = 2.0
+    bench.start()
+    bench.make(made, other)
+    length = bench.state.get(made.item.nar_hash).length
+    bench.status(made, uploaded=2 * length - 1)
+    bench.status(other, uploaded=1)
+    bench.offering.count()
+    assert bench.state.items.statuses() == {OFFERED: 2}
+    bench.status(made, uploaded=2 * length)
+    bench.offering.count()
+    bench.offering.reconcile()
+    assert bench.state.items.statuses() == {OFFERED: 1, RATIO_REACHED: 1}
+    assert bench.there() == [other.path]
+    bench.make(made)
+    assert bench.there() == [other.path]
+
+
+def test_a_damaged_payload_is_taken_out(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """What libtorrent found damaged isn't seeded, and is made again when it is wanted."""
+    bad, fine = bench.add("bad", b"1"), bench.add("fine", b"2")
+    bench.make(bad, fine)
+    bench.status(bad, state="error", error="I/O error")
+    bench.status(fine)
     bench.swarm.torrents["other"] = TorrentStatus("other", "y", "error")
     bench.offering.check()
-    assert caplog.messages == [f"{made.path}: its payload is damaged: I/O error"]
-    assert [offer.store_path for offer in bench.state.offers()] == [fine.path]
-    assert bench.scan() == []
-    assert bench.scan(1) == [made.path]
-    assert len(bench.offering) == 2
+    assert caplog.messages == [f"{bad.path}: its payload is damaged: I/O error"]
+    assert bench.there() == [fine.path]
+    bench.make(bad)
+    assert bench.there() == [bad.path, fine.path]
+    assert (bench.state.payloads / file_name(bad.item.nar_hash)).is_file()

@@ -12,17 +12,24 @@ import zstandard
 
 from narswarm import metainfo
 from narswarm.errors import MismatchError, NarswarmError
+from narswarm.metainfo import Metainfo
 from narswarm.payload import CHUNK, file_name
 from seeder import payloads
-from seeder.payloads import FullError, PayloadMaker, StoppedError
+from seeder.inventory import Item
+from seeder.payloads import PayloadMaker, StoppedError
+from seeder.room import FullError, Room
 from tests.seeder.conftest import World
 
 
-def maker(world: World, quota: int = 1 << 30, used: int = 0, *, stop: bool = False) -> PayloadMaker:
-    """A maker into the world's root."""
+def make(
+    world: World, item: Item, chunks: Iterator[bytes], quota: int = 1 << 30, *, stop: bool = False
+) -> Metainfo:
+    """Make a payload in the world's root."""
     target = world.root / "payloads"
     target.mkdir(exist_ok=True)
-    return PayloadMaker(target, quota, lambda: used, lambda: stop, 1)
+    room = Room(target, quota, lambda: 0, lambda _: None)
+    with room.claim(evict=False) as claim:
+        return PayloadMaker(target, lambda: stop, 1).make(item, chunks, claim)
 
 
 def left(world: World) -> list[str]:
@@ -34,7 +41,7 @@ def left(world: World) -> list[str]:
 def test_a_payload_is_the_canonical_one(world: World, size: int) -> None:
     """It decompresses to the NAR, and its torrent may carry that."""
     made = world.make(content=b"x" * size)
-    meta = maker(world).make(made.item, iter([made.nar]))
+    meta = make(world, made.item, iter([made.nar]))
     payload = (world.root / "payloads" / file_name(made.item.nar_hash)).read_bytes()
     reader = zstandard.ZstdDecompressor().stream_reader(payload, read_across_frames=True)
     assert reader.read() == made.nar
@@ -56,27 +63,21 @@ def test_another_nar_makes_nothing(
     """A store that was changed under the daemon's hands isn't offered."""
     made = world.make()
     with pytest.raises(MismatchError) as caught:
-        maker(world).make(made.item, iter([change(made.nar)]))
+        make(world, made.item, iter([change(made.nar)]))
     assert str(caught.value) == f"{made.path}: {reason}"
     assert left(world) == []
 
 
 def test_the_quota_is_kept(world: World) -> None:
-    """A payload that doesn't fit is given up; a directory that is full isn't tried."""
+    """A payload that doesn't fit is given up."""
     made = world.make()
     directory = world.root / "payloads"
-    length = maker(world).make(made.item, iter([made.nar])).length
-    maker(world, quota=length + 5, used=5).make(made.item, iter([made.nar]))
+    length = make(world, made.item, iter([made.nar])).length
+    make(world, made.item, iter([made.nar]), length)
     (directory / file_name(made.item.nar_hash)).unlink()
     with pytest.raises(FullError) as caught:
-        maker(world, quota=length + 4, used=5).make(made.item, iter([made.nar]))
-    assert str(caught.value) == f"{directory}: would hold more than {length + 4} bytes"
-
-    untouched = iter([made.nar])
-    with pytest.raises(FullError) as caught:
-        maker(world, quota=5, used=5).make(made.item, untouched)
-    assert str(caught.value) == f"{directory}: holds the 5 bytes that it may"
-    assert next(untouched) == made.nar
+        make(world, made.item, iter([made.nar]), length - 1)
+    assert str(caught.value) == f"{directory}: may hold {length - 1} bytes and is full"
     assert left(world) == []
 
 
@@ -103,7 +104,7 @@ def test_a_full_disk_is_no_end(
     monkeypatch.setattr(payloads, "atomic_file", broken)
     made = world.make()
     with pytest.raises(NarswarmError) as caught:
-        maker(world).make(made.item, iter([made.nar]))
+        make(world, made.item, iter([made.nar]))
     assert type(caught.value) is kind
     assert caught.value.reason == reason
 
@@ -112,7 +113,7 @@ def test_stopping_leaves_nothing(world: World) -> None:
     """A seeder that ends doesn't finish a payload of hours."""
     made = world.make()
     with pytest.raises(StoppedError):
-        maker(world, stop=True).make(made.item, iter([made.nar]))
+        make(world, made.item, iter([made.nar]), stop=True)
     assert left(world) == []
 
 
@@ -125,5 +126,5 @@ def test_errors_of_reading_pass_through(world: World, tmp_path: Path) -> None:
         raise MismatchError(tmp_path, "became shorter while it was read")
 
     with pytest.raises(MismatchError, match="became shorter"):
-        maker(world).make(made.item, chunks())
+        make(world, made.item, chunks())
     assert left(world) == []

@@ -51,7 +51,7 @@ class Bench:
             clock=lambda: self.now,
         )
         nar = Nar(HASH, "/gnu/store/x", 1, "x", 1, INFOHASH.hex(), b"t", b"n")
-        state.add(nar, [URL])
+        state.add(nar, [URL], 0)
 
     def _announce(self) -> None:
         self.announced += 1
@@ -60,7 +60,7 @@ class Bench:
         """How often the tracker was asked, all was announced, and what is due, after a run."""
         self.now, self.tracker.answer = now, answer
         self.job.run()
-        return self.tracker.asked, self.announced, len(self.state.due(URL, now, 10))
+        return self.tracker.asked, self.announced, len(self.state.due(URL, now, 1e12, 10))
 
 
 @pytest.fixture

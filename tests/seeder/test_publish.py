@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -52,14 +53,19 @@ class Bench:
         self.hashes = [bytes([number]) * 32 for number in range(count)]
         for number, nar_hash in enumerate(self.hashes):
             path = f"/gnu/store/{number}"
-            self.state.add(Nar(nar_hash, path, 1, f"{number}", 1, "ab", b"t", b"n"), [URL])
+            self.state.add(Nar(nar_hash, path, 1, f"{number}", 1, "ab", b"t", b"n"), [URL], 0)
         self.now = 1000.0
         self.stopping = False
         self.told: list[bytes] = []
-        self.publisher = Publisher(
+        self.tracker = tracker
+        self.publisher = self.with_trackers((URL, tracker))
+
+    def with_trackers(self, *trackers: tuple[str, Tracker]) -> Publisher:
+        """A publisher to several trackers."""
+        return Publisher(
             self.state,
             PublisherKey.generate(),
-            [(URL, cast("TrackerIndex", tracker))],
+            [(url, cast("TrackerIndex", tracker)) for url, tracker in trackers],
             clock=lambda: self.now,
             stopping=lambda: self.stopping,
             published=self.told.append,
@@ -173,3 +179,40 @@ def test_a_new_item_is_published_at_once(make: Make) -> None:
     bench.run_at(1000)
     bench.publisher.publish(bench.hashes[0])
     assert len(tracker.taken) == 1
+
+
+def test_trackers_are_told_at_the_same_time(make: Make) -> None:
+    """Who waits for one tracker doesn't wait for another one that is slow."""
+    slow, entered = threading.Event(), threading.Event()
+
+    class Slow(Tracker):
+        def publish(self, _key: object, nar_hash: bytes, *_: object) -> bool:
+            entered.set()
+            slow.wait(20)
+            return super().publish(_key, nar_hash)
+
+    quick = Tracker()
+    bench = make(Slow(), 1)
+    other = "http://other/announce"
+    bench.state.track([URL, other])
+    publisher = bench.with_trackers((URL, bench.tracker), (other, quick))
+    publisher.publish(bench.hashes[0], [other])
+    assert entered.is_set()
+    assert quick.taken == bench.hashes
+    assert bench.tracker.taken == []
+    slow.set()
+    publisher.publish(bench.hashes[0])
+    assert set(bench.tracker.taken) == set(bench.hashes)
+
+
+def test_a_clock_that_was_wrong(make: Make) -> None:
+    """What was noted for a time that is further off than it can be is done now."""
+    tracker = Tracker()
+    bench = make(tracker)
+    bench.run_at(1e9)
+    bench.run_at(1000)
+    assert len(tracker.taken) == 2
+    tracker.answers = [NetworkError("http://t", "timed out")]
+    bench.run_at(1e9)
+    bench.run_at(1000 + 2 * REPEAT)
+    assert len(tracker.taken) == 3

@@ -63,6 +63,21 @@ def test_what_is_no_tracker(url: str) -> None:
         ({"workers": -1}, "seeder.workers: is less than 0"),
         ({"upload_rate": -1}, "seeder.upload_rate: is less than 0"),
         ({"max_disk": -1}, "seeder.max_disk: is less than 0"),
+        ({"premake": -1}, "seeder.premake: is less than 0"),
+        ({"ratio": -0.1}, "seeder.ratio: is less than 0"),
+        ({"narinfo_rate": 0.0}, "seeder.narinfo_rate: is not more than 0"),
+        (
+            {"proxy": "http://x:1"},
+            "seeder.proxy: 'http://x:1' is not socks5://[USER:PASSWORD@]HOST:PORT",
+        ),
+        (
+            {"schedule": ("always",)},
+            "seeder.schedule: 'always' is not like 'mon-fri 08:00-18:00 up=1MB/s'",
+        ),
+        (
+            {"extra_trackers": ("x",)},
+            "seeder.extra_trackers: 'x' is not an announce URL such as http://HOST:PORT/announce",
+        ),
         ({"dht_nodes": ("x",)}, "seeder.dht_nodes: 'x' is not HOST:PORT"),
         ({"listen": ("x",)}, "seeder.listen: 'x' is not HOST:PORT"),
         (
@@ -95,9 +110,47 @@ def test_every_setting_is_explained_and_can_be_read(tmp_path: Path) -> None:
     text = narswarm_settings.describe(Settings, "seeder")
     file = tmp_path / "narswarm.toml"
     file.write_text(text.replace("\n#", "\n").replace('nars = "/"\n', ""), encoding="utf-8")
+    unset = ("#nars", "#premake")
     lines = [line for line in text.splitlines() if not line.startswith("# ")]
     file.write_text(
-        "\n".join(line.removeprefix("#") for line in lines if not line.startswith("#nars")),
+        "\n".join(line.removeprefix("#") for line in lines if not line.startswith(unset)),
         encoding="utf-8",
     )
     assert narswarm_settings.load(Settings, "seeder", file=file, environ={}) == Settings()
+
+
+def test_extra_trackers_have_no_index() -> None:
+    """They come after the others, and each URL once."""
+    settings = Settings(
+        trackers=("http://t/announce",),
+        extra_trackers=("http://t/announce", "http://u/announce", "http://u/announce"),
+    )
+    assert settings.tracker_list() == (
+        Tracker("http://t/announce", "http://t"),
+        Tracker("http://u/announce", None),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "size"),
+    [
+        ({"trackers": ("http://t/announce",)}, 0),
+        ({"trackers": ("udp://t:1",)}, 100),
+        ({"extra_trackers": ("http://t/announce",)}, 100),
+        ({}, 100),
+        ({"trackers": ("http://t/announce",), "nars": Path("/nars")}, 100),
+        ({"trackers": ("http://t/announce",), "premake": 7}, 7),
+        ({"premake": 0}, 0),
+    ],
+)
+def test_what_is_made_before_somebody_asks(values: dict[str, Any], size: int) -> None:
+    """Nothing, unless nobody could ask, or a directory is there to be offered."""
+    assert Settings(max_disk=100, **values).premake_bytes == size
+
+
+def test_the_local_network_alone() -> None:
+    """Neither the DHT nor the router is asked; a seeder that only fetches sends nothing."""
+    session = Settings(lan_only=True, leech_only=True, max_connections=9).swarm()
+    assert (session.dht, session.upnp, session.lsd) == (False, False, True)
+    assert (session.lan_only, session.upload, session.connections) == (True, False, 9)
+    assert Settings().swarm().upload

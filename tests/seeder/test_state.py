@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from narswarm.errors import BusyError, InvalidInputError, NotFoundError
-from seeder.state import Due, Nar, Offer, Published, State, holder
+from seeder.eviction import Payload
+from seeder.inventory import Item
+from seeder.items import OFFERED, WITHDRAWN
+from seeder.state import Due, Listed, Nar, Offer, Published, State, holder
 
 NAR = Nar(b"h" * 32, "/gnu/store/x", 100, "x.nar.zst", 7, "ab" * 32, b"torrent", b"narinfo")
 
@@ -28,12 +31,12 @@ def state(tmp_path: Path) -> Iterator[State]:
 def test_what_is_kept_survives(tmp_path: Path) -> None:
     """Everything that is needed to seed and to publish is there again after a restart."""
     with State(tmp_path) as state:
-        state.add(NAR, ["t1", "t2"])
+        state.add(NAR, ["t1", "t2"], 5)
         state.set_note("acl", "1")
     with State(tmp_path) as state:
         assert state.offers() == [Offer(NAR.nar_hash, NAR.store_path, "x.nar.zst", 7, NAR.infohash)]
         assert state.get(NAR.nar_hash) == NAR
-        assert state.due("t2", 0, 9) == [Due(NAR.nar_hash, b"torrent", b"narinfo")]
+        assert state.due("t2", 0, 1e9, 9) == [Due(NAR.nar_hash, b"torrent", b"narinfo")]
         assert state.used() == 7
         assert state.note("acl") == "1"
         assert state.note("other") is None
@@ -42,10 +45,10 @@ def test_what_is_kept_survives(tmp_path: Path) -> None:
 def test_dropping_removes_the_payload(state: State) -> None:
     """Row, payload and publications go together; a second time is no error."""
     (state.payloads / "x.nar.zst").write_bytes(b"payload")
-    state.add(NAR, ["t1"])
+    state.add(NAR, ["t1"], 5)
     state.drop(NAR.nar_hash)
     state.drop(NAR.nar_hash)
-    assert (state.offers(), state.due("t1", 9, 9), state.used()) == ([], [], 0)
+    assert (state.offers(), state.due("t1", 9, 1e9, 9), state.used()) == ([], [], 0)
     assert list(state.payloads.iterdir()) == []
     with pytest.raises(NotFoundError) as caught:
         state.get(NAR.nar_hash)
@@ -54,7 +57,7 @@ def test_dropping_removes_the_payload(state: State) -> None:
 
 def test_files_without_a_row_are_swept(state: State) -> None:
     """What a killed seeder left half-written goes; what is offered stays."""
-    state.add(NAR, [])
+    state.add(NAR, [], 5)
     for name in ("x.nar.zst", ".y.nar.zst.abc", "z.nar.zst"):
         (state.payloads / name).write_bytes(b"")
     assert state.sweep() == 2
@@ -113,10 +116,10 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     """A state of the future isn't touched; neither is a file that is no database."""
     State(tmp_path).close()
     with closing(sqlite3.connect(tmp_path / "state.sqlite")) as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 3")
     with pytest.raises(InvalidInputError) as caught:
         State(tmp_path)
-    assert str(caught.value) == f"{tmp_path / 'state.sqlite'}: is of version 2, not 1"
+    assert str(caught.value) == f"{tmp_path / 'state.sqlite'}: is of version 3, not 2"
     (tmp_path / "state.sqlite").write_bytes(b"nonsense" * 1000)
     with pytest.raises(InvalidInputError) as caught:
         State(tmp_path)
@@ -126,51 +129,35 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_publications_come_due(state: State) -> None:
     """Published and refused NARs are due again when it was said."""
-    state.add(NAR, ["t"])
-    assert len(state.due("t", 0, 9)) == 1
+    state.add(NAR, ["t"], 5)
+    assert len(state.due("t", 0, 1e9, 9)) == 1
     state.published(NAR.nar_hash, "t", 10, 100)
-    assert state.due("t", 99, 9) == []
-    assert len(state.due("t", 100, 9)) == 1
+    assert state.due("t", 99, 1e9, 9) == []
+    assert len(state.due("t", 100, 1e9, 9)) == 1
     assert state.publications() == [Published("t", 1, 0, "")]
     state.refused(NAR.nar_hash, "t", 200, "no")
-    assert state.due("t", 199, 9) == []
+    assert state.due("t", 199, 1e9, 9) == []
     assert state.publications() == [Published("t", 0, 1, "no")]
 
 
 def test_what_is_due_longest_comes_first(state: State) -> None:
     """An item that fails again and again doesn't hold up the others."""
     other = NAR._replace(nar_hash=b"i" * 32, store_path="/gnu/store/y")
-    state.add(NAR, ["t"])
-    state.add(other, ["t"])
+    state.add(NAR, ["t"], 5)
+    state.add(other, ["t"], 5)
     state.refused(NAR.nar_hash, "t", 5, "no")
-    assert [due.nar_hash for due in state.due("t", 5, 9)] == [other.nar_hash, NAR.nar_hash]
-    assert [due.nar_hash for due in state.due("t", 5, 1)] == [other.nar_hash]
+    assert [due.nar_hash for due in state.due("t", 5, 1e9, 9)] == [other.nar_hash, NAR.nar_hash]
+    assert [due.nar_hash for due in state.due("t", 5, 1e9, 1)] == [other.nar_hash]
 
 
 def test_trackers_may_change(state: State) -> None:
     """A new tracker gets everything; what was published to the others is remembered."""
-    state.add(NAR, ["old", "kept"])
+    state.add(NAR, ["old", "kept"], 5)
     state.published(NAR.nar_hash, "kept", 1, 100)
     state.track(["kept", "new"])
     assert state.publications() == [Published("kept", 1, 0, ""), Published("new", 0, 1, "")]
     state.track([])
     assert state.publications() == []
-
-
-def test_misses_are_tried_at_longer_intervals(state: State) -> None:
-    """The time doubles up to a limit; success ends it."""
-    dues = []
-    for _ in range(5):
-        state.miss(NAR.store_path, "not vouched for", 0, 60, 300)
-        dues.append(next(t for t in range(400) if state.retries(t)))
-    assert dues == [60, 120, 240, 300, 300]
-    assert state.missed() == {NAR.store_path}
-    assert state.misses() == {"not vouched for": 1}
-    state.add(NAR, [])
-    assert state.misses() == {}
-    state.miss("/gnu/store/y", "no room", 0, 60, 300)
-    state.forget(["/gnu/store/y", "/gnu/store/z"])
-    assert state.missed() == set()
 
 
 def test_a_failed_transaction_leaves_nothing(state: State) -> None:
@@ -181,7 +168,108 @@ def test_a_failed_transaction_leaves_nothing(state: State) -> None:
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        state.add(NAR, trackers())
+        state.add(NAR, trackers(), 5)
     assert state.offers() == []
-    state.add(NAR, ["t"])
+    state.add(NAR, ["t"], 5)
     assert len(state.offers()) == 1
+
+
+def test_a_state_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    """Payloads and what trackers know of them stay; items are looked up anew."""
+    (tmp_path / "payloads").mkdir()
+    with closing(sqlite3.connect(tmp_path / "state.sqlite")) as db, db:
+        db.executescript(
+            "CREATE TABLE nars (nar_hash BLOB PRIMARY KEY, store_path TEXT NOT NULL,"
+            " nar_size INTEGER NOT NULL, payload TEXT NOT NULL, length INTEGER NOT NULL,"
+            " infohash TEXT NOT NULL, torrent BLOB NOT NULL, narinfo BLOB NOT NULL) WITHOUT ROWID;"
+            "CREATE TABLE publications (nar_hash BLOB NOT NULL REFERENCES nars ON DELETE CASCADE,"
+            " tracker TEXT NOT NULL, due REAL NOT NULL, published REAL, message TEXT NOT NULL,"
+            " PRIMARY KEY (nar_hash, tracker)) WITHOUT ROWID;"
+            "CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
+            "CREATE TABLE misses (store_path TEXT PRIMARY KEY); PRAGMA user_version = 1;"
+        )
+        db.execute("INSERT INTO nars VALUES (?, ?, ?, ?, ?, ?, ?, ?)", NAR)
+        db.execute("INSERT INTO publications VALUES (?, 't', 7, 3, '')", (NAR.nar_hash,))
+        db.execute("INSERT INTO notes VALUES ('acl', 'x')")
+    with State(tmp_path) as state:
+        assert state.get(NAR.nar_hash) == NAR
+        assert [offer.payload for offer in state.offers()] == ["x.nar.zst"]
+        assert state.publications() == [Published("t", 1, 0, "")]
+        assert state.note("acl") == "x"
+        assert state.orphans() == []
+        assert (len(state.items), state.items.held()) == (0, 0)
+        state.drop(NAR.nar_hash)
+        assert state.publications() == []
+    State(tmp_path).close()
+
+
+def test_eviction_keeps_the_torrent(state: State) -> None:
+    """The file goes, and nothing of it is published or seeded; the torrent is there again."""
+    (state.payloads / "x.nar.zst").write_bytes(b"payload")
+    state.add(NAR, ["t"], 5)
+    state.evict(NAR.nar_hash)
+    assert list(state.payloads.iterdir()) == []
+    assert (state.offers(), state.used(), state.due("t", 9, 1e9, 9)) == ([], 0, [])
+    assert state.sample("t", 1e9) is None
+    assert state.publications() == [Published("t", 0, 0, "")]
+    assert state.get(NAR.nar_hash) == NAR
+    state.add(NAR, ["t"], 6)
+    assert len(state.offers()) == 1
+    assert len(state.due("t", 9, 1e9, 9)) == 1
+
+
+def test_what_says_how_much_a_payload_is_worth(state: State) -> None:
+    """Requests and bytes sent add up, also over an eviction; sending nothing is no use."""
+    state.add(NAR, [], 5)
+    state.requested(NAR.nar_hash, 10)
+    state.sent([(NAR.nar_hash, 100, 3)], 20)
+    state.sent([(NAR.nar_hash, 0, 4)], 30)
+    assert state.payload_list() == [Payload(NAR.nar_hash, 7, 1, 100, 20.0, 4)]
+    state.evict(NAR.nar_hash)
+    assert state.payload_list() == []
+    state.add(NAR, [], 40)
+    assert state.payload_list() == [Payload(NAR.nar_hash, 7, 1, 100, 40.0, 4)]
+
+
+def test_orphans(state: State) -> None:
+    """A payload stays as long as an item has its NAR, and until one has if it was adopted."""
+    item = Item(1, NAR.store_path, NAR.nar_hash, NAR.nar_size)
+    state.add(NAR, [], 5)
+    assert [offer.nar_hash for offer in state.orphans()] == [NAR.nar_hash]
+    state.items.add([(item, OFFERED)])
+    assert state.orphans() == []
+    state.items.mark([item.store_path], WITHDRAWN)
+    assert len(state.orphans()) == 1
+    state.add(NAR, [], 5, adopted=True)
+    assert state.orphans() == []
+    state.items.mark([item.store_path], OFFERED)
+    assert state.orphans() == []
+    state.items.remove(item.store_path)
+    assert len(state.orphans()) == 1
+
+
+def test_the_newest_item_without_a_payload(state: State) -> None:
+    """Which is made in quiet times, except for those that can't be."""
+    items = [Item(n, f"/gnu/store/{n}", bytes([n]) * 32, 1) for n in range(3)]
+    state.items.add((item, OFFERED) for item in items)
+    assert state.unmade([]) == items[2].nar_hash
+    assert state.unmade([items[2].nar_hash]) == items[1].nar_hash
+    state.add(NAR._replace(nar_hash=items[2].nar_hash), [], 5)
+    assert state.unmade([]) == items[1].nar_hash
+    state.items.mark([item.store_path for item in items], WITHDRAWN)
+    assert state.unmade([]) is None
+
+
+def test_items_for_people(state: State) -> None:
+    """By pages, with or without a payload: those that are offered, and the others."""
+    items = [Item(n, f"/gnu/store/{n}", bytes([n]) * 32, n) for n in range(5)]
+    state.items.add((item, OFFERED if item.order else WITHDRAWN) for item in items)
+    state.add(NAR._replace(nar_hash=items[1].nar_hash), [], 5)
+    assert list(state.listing(offered=False)) == [
+        Listed("/gnu/store/0", bytes(32), 0, WITHDRAWN, False, "", 0, 0, 0, -1)
+    ]
+    offered = list(state.listing(offered=True, page=2))
+    assert offered[0] == Listed(
+        "/gnu/store/1", b"\1" * 32, 1, OFFERED, True, NAR.infohash, 7, 0, 0, -1
+    )
+    assert [listed.nar_size for listed in offered] == [1, 2, 3, 4]

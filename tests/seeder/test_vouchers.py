@@ -11,6 +11,7 @@ import pytest
 
 from narswarm import gcrypt
 from narswarm.acl import Acl
+from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
 from seeder import vouchers
 from seeder.inventory import NarDirectory
@@ -24,6 +25,12 @@ class Servers:
     def __init__(self, *infos: Narinfo) -> None:
         self.infos = {info.store_path: info for info in infos}
         self.asked: list[list[str]] = []
+        self.servers = ("http://a", "http://b")
+        self.down: set[str] = set()
+
+    def is_down(self, server: str) -> bool:
+        """As `NarinfoLookup.is_down` does."""
+        return server in self.down
 
     def find(
         self,
@@ -38,10 +45,15 @@ class Servers:
         return {path: self.infos[path] for path in paths if path in self.infos}
 
 
+def vouching(servers: Servers) -> ServerVouchers:
+    """Vouchers without a limit."""
+    return ServerVouchers(servers, 1e9, lambda _: False, lambda: 0.0)
+
+
 def test_a_narinfo_that_says_the_same_vouches(world: World) -> None:
     """Path, hash and size are those that this machine has."""
     known, unknown = world.make(), world.make()
-    found = ServerVouchers(Servers(known.parsed)).find([unknown.item, known.item])
+    found = vouching(Servers(known.parsed)).find([unknown.item, known.item])
     assert list(found) == [(unknown.item, None), (known.item, known.parsed)]
 
 
@@ -56,7 +68,7 @@ def test_a_narinfo_that_differs_does_not(
     info = dataclasses.replace(made.parsed, **changes)
     servers = Servers()
     servers.infos[made.path] = info
-    assert list(ServerVouchers(servers).find([made.item])) == [(made.item, None)]
+    assert list(vouching(servers).find([made.item])) == [(made.item, None)]
     assert caplog.messages == [
         f"{made.path}: differs from what its substitute server signed, so it is not offered"
     ]
@@ -67,7 +79,7 @@ def test_servers_are_asked_in_batches(world: World, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(vouchers, "BATCH", 2)
     items = [world.make().item for _ in range(5)]
     servers = Servers()
-    found = ServerVouchers(servers).find(items)
+    found = vouching(servers).find(items)
     next(found)
     assert len(servers.asked) == 1
     assert len(list(found)) == 4
@@ -91,3 +103,31 @@ def test_narinfos_beside_nars_need_a_signature_too(
     assert found[bad.item] is None
     assert found[gone.item] is None
     assert caplog.messages == [f"{bad.path}: narinfo with the verdict unauthorized-key"]
+
+
+def test_servers_are_asked_politely(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two batches there is as much time as the rate says; the end interrupts it."""
+    monkeypatch.setattr(vouchers, "BATCH", 10)
+    items = [world.make().item for _ in range(30)]
+    servers = Servers()
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        return len(pauses) == 2
+
+    found = ServerVouchers(servers, 5.0, pause, lambda: 100.0).find(items)
+    assert len(list(found)) == 20
+    assert pauses == [2.0, 2.0]
+
+
+def test_servers_that_can_t_be_reached_say_nothing_about_items(world: World) -> None:
+    """It isn't noted that nobody vouches for an item when nobody could be asked."""
+    made = world.make()
+    servers = Servers()
+    servers.down = {"http://a"}
+    assert list(vouching(servers).find([made.item])) == [(made.item, None)]
+    servers.down = {"http://a", "http://b"}
+    with pytest.raises(NetworkError) as caught:
+        list(vouching(servers).find([made.item]))
+    assert str(caught.value) == "substitute servers: none can be reached"

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The parts of a seeder, and who tells whom."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from contextlib import suppress
+
+from narswarm.acl import Acl
+from narswarm.candidates import Torrents
+from narswarm.errors import CodecError, NotFoundError
+from narswarm.httpclient import HttpClient
+from narswarm.httpsig import PublisherKey
+from narswarm.narinfos import NarinfoLookup
+from narswarm.payload import check_codec
+from narswarm.swarm import Swarm, TorrentStatus
+from narswarm.trackerclient import TrackerIndex
+from seeder.aclfile import AclFile
+from seeder.fetching import Fetcher
+from seeder.fetching_adopt import Adopter
+from seeder.fetching_store import FetchStore
+from seeder.holdings import Correspondence, Listener, Teller
+from seeder.inventory import Inventory, NarDirectory, StoreInventory
+from seeder.items import Scope
+from seeder.offering import Offering
+from seeder.payloads import PayloadMaker
+from seeder.presence import Presence
+from seeder.publish import Publisher
+from seeder.reannounce import Reannouncer
+from seeder.rules import Rules
+from seeder.scan import Scanner
+from seeder.settings import Settings
+from seeder.state import State
+from seeder.vouchers import LocalVouchers, ServerVouchers, Vouchers
+from seeder.workshop import Workshop
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT = 10.0
+LOOKUPS = 16
+"""Requests that a tracker's index gets at a time while items are fetched ahead."""
+
+
+class Parts:
+    """Everything that a seeder consists of, connected.
+
+    Args:
+        settings: checked ones.
+        stop: set when the seeder is to end.
+        acl_file: whose signatures count.
+        state: what is kept.
+        swarm: the BitTorrent session.
+        client: makes requests.
+        patient: makes requests that wait for a minute.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        stop: threading.Event,
+        acl_file: AclFile,
+        state: State,
+        swarm: Swarm,
+        client: HttpClient,
+        patient: HttpClient,
+    ) -> None:
+        self.settings = settings
+        self.acl_file = acl_file
+        self.state = state
+        self.swarm = swarm
+        self.port = swarm.listen_port
+        self.key = PublisherKey.load_or_create(settings.state / "publisher.key")
+        self._stop = stop
+        self._client = client
+        self._rng = random.Random()  # noqa: S311  it spreads load
+        announces = [tracker.announce for tracker in settings.tracker_list()]
+        indexes = self._indexes(client)
+        inventory: Inventory = (
+            StoreInventory(settings.store_db, settings.store)
+            if settings.nars is None
+            else NarDirectory(settings.nars)
+        )
+        self._inventory = inventory
+        maker: PayloadMaker | None = PayloadMaker(state.payloads, stop.is_set, settings.workers)
+        self.codec = ""
+        try:
+            check_codec()
+        except CodecError as error:
+            self.codec = str(error)
+            maker = None
+            log.warning("%s; what is here already is seeded all the same", error)
+        self.publisher = Publisher(
+            state,
+            self.key,
+            indexes,
+            clock=time.time,
+            stopping=stop.is_set,
+            published=self._announce,
+            rng=self._rng,
+        )
+        self._scope = Scope.ALL if maker else Scope.MADE
+        self.rules = Rules(settings.include, settings.exclude, settings.min_size, settings.max_size)
+        self.scanner = Scanner(
+            items=state.items,
+            inventory=inventory,
+            vouchers=self._vouchers(acl_file.acl),
+            rules=self.rules,
+            scope=self._scope,
+            changed=self._on_changed,
+            stopping=stop.is_set,
+            clock=time.monotonic,
+        )
+        self.offering = Offering(
+            state=state,
+            inventory=inventory,
+            maker=maker,
+            quota=settings.max_disk,
+            premake=settings.premake_bytes,
+            ratio=settings.ratio,
+            swarm=swarm,
+            trackers=announces,
+            publish=self.publisher.publish,
+            gone=self.scanner.gone,
+            acl=acl_file.acl,
+            clock=time.time,
+            stopping=stop.is_set,
+        )
+        self.workshop = Workshop(self.offering.make, self.offering.make_spare, time.monotonic)
+        self.trackers = Correspondence(
+            map(self._correspond, indexes, self._indexes(patient)),
+            stop,
+            lambda url, told: state.set_note(f"told {url}", str(told)),
+        )
+        self.torrents = Torrents(
+            settings.state / "torrents", [index for _, index in indexes], workers=LOOKUPS
+        )
+        self.fetcher = Fetcher(
+            swarm=swarm,
+            torrents=self.torrents,
+            store=FetchStore(settings.state / "fetching", settings.fetch_disk),
+            finisher=Adopter(
+                state,
+                self.offering,
+                self.scanner,
+                self.torrents.refuse,
+                lambda: 0 if settings.leech_only else settings.max_disk - state.used(),
+                stop.is_set,
+            ),
+            trackers=announces,
+            rate=settings.download_rate,
+        )
+        self.reannouncer = Reannouncer(swarm, self.offering.infohashes, stop.wait)
+        self.presence = Presence(
+            state, indexes, announce=self.reannouncer.announce_all, clock=time.time
+        )
+
+    def restore(self) -> None:
+        """Seed what is kept, and judge what is known by the rules as they are now."""
+        if self.state.note("acl") != self.acl_file.fingerprint:
+            self.offering.rejudge(self.acl_file.acl)
+        self.offering.restore()
+        if self.state.note("rules") != self.rules.text:
+            self.scanner.apply_rules()
+            self.state.set_note("rules", self.rules.text)
+        self.offering.reconcile()
+
+    def status(self) -> list[TorrentStatus]:
+        """All torrents of the session."""
+        return self.swarm.status()
+
+    def pause_seeding(self, *, paused: bool) -> None:
+        """Offer nothing, or everything again; nothing is forgotten."""
+        self.offering.paused = paused
+        self.scanner.hold(Scope.NONE if paused else self._scope)
+        self.swarm.pause_seeding(paused=paused)
+        self.workshop.poke()
+
+    def look_at_acl(self) -> None:
+        """Go by the ACL as it is now.
+
+        Raises:
+            NarswarmError: it can't be read; what it said last still holds.
+        """
+        if self.acl_file.changed():
+            log.info("%s has changed", self.settings.acl)
+            self.offering.rejudge(self.acl_file.acl)
+        fingerprint = self.acl_file.fingerprint
+        if self.state.note("acl") != fingerprint:
+            acl = self.acl_file.acl
+            if self.scanner.rejudge(acl, self._vouchers(acl)):
+                self.state.set_note("acl", fingerprint)
+
+    def _vouchers(self, acl: Acl) -> Vouchers:
+        if isinstance(self._inventory, NarDirectory):
+            return LocalVouchers(self._inventory, acl)
+        # What was found is kept in the state, so that there is no other cache.
+        lookup = NarinfoLookup(self._client, self.settings.substitute_urls, acl)
+        rate = self.settings.narinfo_rate
+        return ServerVouchers(lookup, rate, self._stop.wait, time.monotonic)
+
+    def _indexes(self, client: HttpClient) -> list[tuple[str, TrackerIndex]]:
+        return [
+            (tracker.announce, TrackerIndex(client, tracker.base, timeout=REQUEST_TIMEOUT))
+            for tracker in self.settings.tracker_list()
+            if tracker.base is not None
+        ]
+
+    def _correspond(
+        self, quick: tuple[str, TrackerIndex], patient: tuple[str, TrackerIndex]
+    ) -> tuple[Teller, Listener]:
+        announce, index = quick
+        teller = Teller(
+            announce,
+            index,
+            self.key,
+            self.state.items,
+            port=self.port,
+            told=int(self.state.note(f"told {announce}") or 0),
+            clock=time.monotonic,
+            wall_clock=time.time,
+            rng=self._rng,
+        )
+        listener = Listener(
+            teller,
+            patient[1],
+            self.key,
+            self._want,
+            clock=time.monotonic,
+            wall_clock=time.time,
+            rng=self._rng,
+        )
+        return teller, listener
+
+    def _announce(self, nar_hash: bytes) -> None:
+        """A tracker knows a NAR by now; it may have refused the announce before."""
+        infohash = self.offering.infohash(nar_hash)
+        if infohash is not None:
+            with suppress(NotFoundError):
+                self.swarm.reannounce(infohash)
+
+    def _on_changed(self) -> None:
+        """Items came or went."""
+        self.offering.reconcile()
+        self.trackers.wake()
+        self.workshop.poke()
+
+    def _want(self, nar_hash: bytes, tracker: str) -> None:
+        """Somebody asked a tracker for a NAR."""
+        known = self.state.items.of(nar_hash)
+        if known is not None:
+            self.workshop.want(nar_hash, known.item.nar_size, [tracker])

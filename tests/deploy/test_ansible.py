@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""ansible/: held to ansible-lint's strictest profile, and its documentation complete."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import needs
+
+ANSIBLE = Path(__file__).resolve().parents[2] / "ansible"
+ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
+SHARED = "narswarm_"
+
+
+def _run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name(name)
+    if not program.exists():
+        needs.missing(f"{name} is not installed")
+    path = f"{program.parent}:{os.environ['PATH']}"
+    environ = {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8", "NO_COLOR": "1"}
+    return subprocess.run(
+        [str(program), *arguments],
+        cwd=ANSIBLE,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _yaml(path: Path) -> Any:
+    if importlib.util.find_spec("yaml") is None:
+        needs.missing("ansible-core is not installed")
+    yaml = importlib.import_module("yaml")
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
+
+
+def test_lint() -> None:
+    """The profile of .ansible-lint, `production`, passes without a warning."""
+    done = _run("ansible-lint")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_example_inventory_is_understood() -> None:
+    """Its groups are those that the playbook names."""
+    done = _run("ansible-playbook", "-i", "inventory.example", "--list-hosts", "site.yml")
+    assert done.returncode == 0, done.stderr
+    assert "tracker1.example.org" in done.stdout
+    assert "no hosts matched" not in done.stderr
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_options_have_specs(role: str) -> None:
+    """A role's arguments are checked before its first task, and documented with their defaults."""
+    meta = ANSIBLE / "roles" / role / "meta"
+    options = _yaml(meta / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    defaults = _yaml(ANSIBLE / "roles" / role / "defaults/main.yml") or {}
+    own = {name for name in options if not name.startswith(SHARED)}
+    required = {name for name, option in options.items() if option.get("required")}
+    assert own - required == set(defaults)
+    for name, option in options.items():
+        assert option["description"]
+        # What is made of other variables isn't a default that could be written down.
+        if name in defaults and "{{" not in str(defaults[name]):
+            assert option["default"] == defaults[name]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_operators_find_each_variable(role: str) -> None:
+    """docs/operator.md names every argument of every role."""
+    meta = ANSIBLE / "roles" / role / "meta"
+    options = _yaml(meta / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    text = (ANSIBLE.parent / "docs/operator.md").read_text()
+    named = set(re.findall(r"`([a-z_]+)`", text))
+    assert sorted(set(options) - named) == []

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The fleet under test: two trackers, two seed boxes, one user's machine, and Ansible beside them.
+
+| machine | Debian | is |
+|---|---|---|
+| t1 | 13 | tracker, with the Redis of both |
+| t2 | 12 | tracker |
+| s1 | sid | seed box with a guix-daemon, whose store it offers |
+| s2 | 13 | seed box without Guix, which offers a directory of NARs |
+| u  | sid | the user's machine: guix-daemon 1.5, no substitute server |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from tests.e2e.rig.nodes import wait_for
+from tests.fleet import roots, wheels
+from tests.fleet.machines import Fleet, Machine
+
+ADDRESSES = {"t1": 11, "t2": 12, "s1": 21, "s2": 22, "u": 31}
+SUITES = {"t1": "trixie", "t2": "bookworm", "s1": "guix", "s2": "trixie", "u": "guix"}
+SITE = wheels.CHECKOUT / "ansible" / "site.yml"
+TRACKERS = ("https://t1/announce", "https://t2/announce")
+PUBLISH_PORT = 8081
+PASSWORD = "fleetpassword"  # noqa: S105  of a Redis that nobody else reaches
+
+_ADD = """\
+(use-modules (guix store) (ice-9 match))
+(match (command-line)
+  ((_ pairs ...)
+   (with-store store
+     (let loop ((pairs pairs))
+       (match pairs
+         ((name file rest ...)
+          (format #t "~a~%" (add-to-store store name #t "sha256" file))
+          (loop rest))
+         (() #t))))))
+"""
+
+
+class Recap(NamedTuple):
+    """What a run of Ansible did.
+
+    Attributes:
+        code: its exit code.
+        changed: how many tasks changed something, by machine.
+        output: what it printed.
+    """
+
+    code: int
+    changed: Mapping[str, int]
+    output: str
+
+
+class Deployment:
+    """All machines, booted and bare, with items in the seed boxes that nobody offers yet."""
+
+    def __init__(self, fleet: Fleet, cache: Path) -> None:
+        self.fleet = fleet
+        self._wheelhouse = wheels.wheelhouse(cache)
+        self._directory = fleet.directory
+        self.items: dict[str, str] = {}
+        self.settings: dict[str, Any] = {}
+
+    @classmethod
+    def bare(cls, fleet: Fleet, cache: Path) -> Self:
+        """Boot all machines and put items into the seed boxes."""
+        deployment = cls(fleet, cache)
+        for name, suite in SUITES.items():
+            fleet.boot(name, roots.root(cache, suite))
+        for machine in fleet.machines.values():
+            machine.wait()
+        deployment._give_certificates()
+        deployment._fill_seed_boxes()
+        return deployment
+
+    def __getitem__(self, name: str) -> Machine:
+        return self.fleet.machines[name]
+
+    # -- what an operator has to bring -----------------------------------------------------------
+
+    def _give_certificates(self) -> None:
+        """An authority that all machines trust, and certificates of the trackers."""
+        openssl = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"]
+        openssl += ["ec_paramgen_curve:prime256v1", "-nodes", "-days", "30"]
+        ca, key = self._directory / "ca.pem", self._directory / "ca.key"
+        usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        _quiet(*openssl, "-keyout", str(key), "-out", str(ca), "-subj", "/CN=fleet", *usage)
+        for name in ("t1", "t2"):
+            pem, secret = self._directory / f"{name}.pem", self._directory / f"{name}.key"
+            signed = ["-CA", str(ca), "-CAkey", str(key), "-addext", f"subjectAltName=DNS:{name}"]
+            signed += ["-addext", "basicConstraints=critical,CA:false"]
+            out = ["-keyout", str(secret), "-out", str(pem), "-subj", f"/CN={name}"]
+            _quiet(*openssl, *out, *signed)
+            self[name].write("/etc/ssl/fleet/tracker.pem", pem.read_text())
+            self[name].write("/etc/ssl/fleet/tracker.key", secret.read_text(), 0o600)
+        for machine in self.fleet.machines.values():
+            machine.write("/usr/local/share/ca-certificates/fleet.crt", ca.read_text())
+            machine.run("update-ca-certificates")
+
+    def _fill_seed_boxes(self) -> None:
+        """Items for s1's store, and for s2 NARs with the narinfos that s1's Guix signed."""
+        box = self["s1"]
+        for machine in (box, self["u"]):
+            machine.write("/root/add.scm", _ADD)
+            machine.run("systemctl enable --now guix-daemon")
+        box.run(
+            "guix archive --generate-key && guix archive --authorize </etc/guix/signing-key.pub"
+        )
+        self["u"].run(
+            "guix archive --authorize", stdin=box.run("cat /etc/guix/signing-key.pub").stdout
+        )
+        (self._directory / "acl").write_text(box.run("cat /etc/guix/acl").stdout)
+        names = ("first", "upgrade", "broken", "reboot", "restored", "box2")
+        self.add(*names)
+        box.run(
+            "systemd-run --unit=publish --setenv=GUILE_AUTO_COMPILE=0"
+            f" guix publish --listen=127.0.0.1 --port={PUBLISH_PORT} -C gzip:1"
+        )
+        item = self.items["box2"]
+        base, hash_part = item.removeprefix("/gnu/store/"), item.removeprefix("/gnu/store/")[:32]
+        url = f"http://127.0.0.1:{PUBLISH_PORT}"
+        fetch = "curl -sSf --retry 50 --retry-connrefused --retry-delay 1"
+        box.run(
+            f"mkdir -p /root/nars && cd /root/nars && {fetch} -o {hash_part}.narinfo"
+            f" {url}/{hash_part}.narinfo && {fetch} {url}/nar/gzip/{base} | gunzip >{base}.nar"
+        )
+        packed = box.run("tar -C /root -c nars | base64").stdout
+        self["s2"].run("base64 -d | tar -C /srv -x", stdin=packed)
+        box.run(f"guix gc -D {item}")
+
+    def add(self, *names: str) -> None:
+        """Put items into s1's store: directories with noise and text."""
+        for name in names:
+            self["s1"].run(
+                f"mkdir -p /root/items/{name} && cd /root/items/{name} &&"
+                f" head -c 400000 /dev/urandom >noise && seq 1 50000 >numbers && echo {name} >name"
+            )
+        pairs = " ".join(f"fleet-{name} /root/items/{name}" for name in names)
+        shown = self["s1"].run(f"GUILE_AUTO_COMPILE=0 guix repl -- /root/add.scm {pairs}").stdout
+        self.items.update(zip(names, shown.split(), strict=True))
+
+    # -- Ansible ---------------------------------------------------------------------------------
+
+    def inventory(self, wheel: Path) -> dict[str, Any]:
+        """What Ansible is told; `settings` come last."""
+
+        def hosts(**machines: dict[str, Any]) -> dict[str, Any]:
+            return {"hosts": machines}
+
+        guixless = {"narswarm_acl": str(self._directory / "acl")}
+        guix = {"common_system_site_packages": True}
+        tls = {
+            "tracker_tls_certificate": "/etc/ssl/fleet/tracker.pem",
+            "tracker_tls_key": "/etc/ssl/fleet/tracker.key",
+        }
+        common = {
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self._directory / "key"),
+            "ansible_ssh_common_args": " ".join(self.fleet.ssh_options()),
+            "narswarm_wheel": str(wheel),
+            "narswarm_wheelhouse": str(self._wheelhouse),
+            "narswarm_announce_urls": list(TRACKERS),
+            "narswarm_substitute_urls": [f"http://127.0.0.1:{PUBLISH_PORT}"],
+            "stores_password": PASSWORD,
+            "stores_listen": self["t1"].address,
+            "stores_clients": [self["t1"].address, self["t2"].address],
+            "tracker_settings": {
+                "swarms": f"redis://:{PASSWORD}@{self['t1'].address}:6379/0",
+                "interval": 60,
+                **self.settings.get("tracker", {}),
+            },
+        }
+        lan = {"private_network": True, "lsd": False, "dht": False}
+        return {
+            "all": {
+                "vars": common,
+                "hosts": {n: {"ansible_host": m.address} for n, m in self.fleet.machines.items()},
+                "children": {
+                    "trackers": hosts(
+                        t1={"tracker_domain": "t1", **tls, **guixless},
+                        t2={"tracker_domain": "t2", **tls, **guixless},
+                    ),
+                    "stores": hosts(t1={}),
+                    "seeders": hosts(
+                        s1={"seeder_settings": {**lan, "scan_interval": 2}, **guix},
+                        s2={"seeder_settings": {**lan, "nars": "/srv/nars"}, **guixless},
+                    ),
+                    "substituters": hosts(u={"substituter_settings": lan, **guix}),
+                },
+            }
+        }
+
+    def play(self, wheel: Path, *arguments: str) -> Recap:
+        """Run site.yml with this wheel."""
+        inventory = self._directory / "inventory.json"
+        inventory.write_text(json.dumps(self.inventory(wheel)))
+        program = Path(sys.executable).with_name("ansible-playbook")
+        done = subprocess.run(
+            [*self.fleet.enter("--net"), str(program), "-i", str(inventory), *arguments, str(SITE)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            cwd=SITE.parent,
+            env={
+                **os.environ,
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_LOCALHOST_WARNING": "0",
+                "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self._directory / "cp"),
+                "ANSIBLE_LOCAL_TEMP": str(self._directory / "tmp"),
+                "LC_ALL": "C.UTF-8",
+            },
+        )
+        # pytest shows it when the test fails.
+        print(done.stdout)
+        recap = done.stdout.rpartition("PLAY RECAP")[2]
+        found = re.findall(r"(?m)^(\w+) +: ok=\d+ +changed=(\d+)", recap)
+        return Recap(done.returncode, {name: int(count) for name, count in found}, done.stdout)
+
+    # -- what is there ---------------------------------------------------------------------------
+
+    def release(self, name: str) -> str:
+        """Name of the release that a machine uses; "" when there is none."""
+        done = self[name].run("readlink /opt/narswarm/current", check=False)
+        return done.stdout.strip().rpartition("/")[2]
+
+    def status(self, name: str) -> dict[str, Any]:
+        """What `seeder status --json` says on a seed box."""
+        answer: dict[str, Any] = json.loads(self[name].run("seeder status --json").stdout)
+        return answer
+
+    def build(self, name: str) -> str:
+        """Have the user's machine fetch an item, which it then has; what guix said."""
+        item = self.items[name]
+        done = self["u"].run(f"guix build {item} 2>&1", check=False)
+        print(done.stdout)
+        assert self["u"].run(f"cat {item}/name").stdout == f"{name}\n"
+        return done.stdout
+
+    def wait_seeded(self, *names: str, tracker: str = "t1") -> None:
+        """Wait until a tracker lists items with a seeder each."""
+        for name in names:
+            hash_part = self.items[name].removeprefix("/gnu/store/")[:32]
+            url = f"https://{tracker}"
+            query = (
+                f"curl -sSf {url}/{hash_part}.narinfo | sed -n 's/^NarHash: sha256://p' |"
+                f" xargs -I@ curl -sSf {url}/v1/nar/@"
+            )
+
+            def seeded(query: str = query) -> bool:
+                done = self["u"].run(query, check=False)
+                if done.returncode or not done.stdout:
+                    return False
+                return any(torrent["seeders"] for torrent in json.loads(done.stdout)["torrents"])
+
+            wait_for(f"{name} at {tracker}", seeded, 60)
+
+
+def _quiet(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)

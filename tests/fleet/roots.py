@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cached root file systems that boot: Debian with systemd, SSH and the packages of each role.
+
+The roles ask apt for packages only where one is missing, so a machine made from these needs no
+network; but no service is enabled, as on a machine where nobody has set anything up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.e2e.rig.rootfs import ArchiveError, RigError, mirror
+
+_SYSTEM = (
+    "systemd systemd-sysv dbus openssh-server python3 python3-venv nftables ca-certificates"
+    " libgcrypt20 iproute2 procps openssl curl"
+)
+_LIBRARIES = (
+    "python3-libtorrent python3-zstandard python3-cryptography python3-click python3-flask"
+    " gunicorn python3-apscheduler python3-prometheus-client"
+)
+
+#: By name: the suite, and what is in it.
+ROOTS: Mapping[str, tuple[str, str]] = {
+    "bookworm": ("bookworm", f"{_SYSTEM} nginx redis-server postgresql"),
+    "trixie": ("trixie", f"{_SYSTEM} nginx redis-server postgresql"),
+    # No wheels of libtorrent and zstandard are made for the latest Python; Debian has them.
+    "guix": ("sid", f"{_SYSTEM} guix guile-zstd uidmap zstd lzip gzip {_LIBRARIES}"),
+}
+_DISABLED = ("nginx", "redis-server", "postgresql", "guix-daemon", "guix-publish")
+_APT = (
+    'Acquire::Check-Valid-Until "false"',
+    'Acquire::Check-Date "false"',
+    'Acquire::Languages "none"',
+    'Acquire::Retries "3"',
+    'APT::Install-Recommends "false"',
+)
+_NOT_WANTED = ("man", "info", "doc", "locale")
+_ARCHIVE_ERRORS = (
+    "Unable to locate package",
+    "unmet dependencies",
+    "has no installation candidate",
+)
+
+
+def root(cache: Path, name: str) -> Path:
+    """The root file system of this name in `cache`, built if need be.
+
+    Raises:
+        ArchiveError: Debian's archive can't install it today.
+        RigError: it can't be built here.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    path, stamp = cache / name, cache / f"{name}.stamp"
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        want = repr((ROOTS[name], _DISABLED, _APT, _NOT_WANTED))
+        if not (stamp.exists() and stamp.read_text() == want and path.is_dir()):
+            stamp.unlink(missing_ok=True)
+            _build(path, *ROOTS[name])
+            stamp.write_text(want)
+    return path
+
+
+def _build(path: Path, suite: str, packages: str) -> None:
+    if shutil.which("mmdebstrap") is None:
+        raise RigError("the fleet's tests need mmdebstrap")
+    print(f"rig: building {path}", file=sys.stderr)
+    subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
+    command = ["mmdebstrap", "--mode=root", "--format=directory", "--variant=minbase"]
+    command += [f"--aptopt={option}" for option in _APT]
+    command += [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in _NOT_WANTED]
+    command += [f"--include={','.join(packages.split())}", suite, str(path), mirror()]
+    done = subprocess.run(
+        # What packages mount or start ends with these namespaces.
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-15:])
+        kind = ArchiveError if any(each in done.stdout for each in _ARCHIVE_ERRORS) else RigError
+        raise kind(f"building {path} failed:\n{tail}")
+    disable = ["systemctl", f"--root={path}", "--quiet", "disable"]
+    for service in _DISABLED:
+        # Not every root has every service.
+        subprocess.run([*disable, service], capture_output=True, check=False)
+    subprocess.run(
+        ["systemctl", f"--root={path}", "--quiet", "mask", "gnu-store.mount"], check=True
+    )
+    enable = ["systemctl", f"--root={path}", "--quiet", "enable", "ssh", "systemd-networkd"]
+    subprocess.run(enable, check=True)

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""ansible/ and systemd/: from bare machines to a fleet that serves, through upgrades and mishaps.
+
+The tests run in their order, on one fleet: each leaves it serving.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.rig.nodes import wait_for
+from tests.fleet import wheels
+from tests.fleet.conftest import Deployed
+
+pytestmark = pytest.mark.e2e
+
+TRACKERS = ("t1", "t2")
+BOXES = ("s1", "s2")
+SERVICES = {
+    **dict.fromkeys(TRACKERS, "narswarm-tracker"),
+    **dict.fromkeys(BOXES, "narswarm-seeder"),
+}
+
+
+@contextmanager
+def fetching(deployed: Deployed, name: str) -> Iterator[list[str]]:
+    """Have the user's machine fetch an item again and again; what failed."""
+    failures: list[str] = []
+    stop = threading.Event()
+    item = deployed.fleet.items[name]
+    user = deployed.fleet["u"]
+    command = f"guix build {item} 2>&1; cat {item}/name && guix gc -D {item} >&2"
+
+    def fetch() -> None:
+        while not stop.is_set():
+            done = user.run(command, check=False)
+            if done.returncode or "bittorrent://" not in done.stdout:
+                failures.append(done.stdout + done.stderr)
+            rounds.append(1)
+
+    rounds: list[int] = []
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    try:
+        wait_for("the first round", lambda: rounds)
+        yield failures
+        count = len(rounds)
+        wait_for("one more round", lambda: len(rounds) > count + 1)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_bare_machines_become_a_fleet(deployed: Deployed) -> None:
+    """One run, and `guix build` fetches from both seed boxes, with no substitute server at all."""
+    fleet, recap = deployed.fleet, deployed.recap
+    assert recap.code == 0
+    assert all(recap.changed.values())
+    for tracker in TRACKERS:
+        fleet.wait_seeded("first", "box2", tracker=tracker)
+    for name, box in {"first": "s1", "box2": "s2"}.items():
+        assert "bittorrent://" in fleet.build(name)
+        assert fleet.status(box)["uploaded"] > 400_000
+
+
+def test_services_are_confined(deployed: Deployed) -> None:
+    """They run as user narswarm without capabilities, and write to their own directory alone."""
+    for name, service in SERVICES.items():
+        machine = deployed.fleet[name]
+        shown = _show(deployed, name, "MainPID", "NRestarts", "StatusText")
+        assert shown["NRestarts"] == "0"
+        assert shown["StatusText"]
+        pid = shown["MainPID"]
+        facts = machine.run(f"ps -o user= -p {pid}; grep -E 'CapEff|NoNewPrivs' /proc/{pid}/status")
+        assert facts.stdout.split() == ["narswarm", "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
+        machine.run(f"systemd-analyze security --no-pager --threshold=20 {service}")
+        # What it could write, were it another program.
+        enter = f"nsenter -t {pid} -m setpriv --reuid=narswarm --regid=narswarm --clear-groups"
+        writable = machine.run(
+            f"{enter} find / -xdev -type d -writable -not -path '/proc/*' -not -path '*/tmp*'"
+            " 2>/dev/null",
+            check=False,
+        )
+        own = f"/var/lib/narswarm/{service.removeprefix('narswarm-')}"
+        allowed = (own, "/run/narswarm", "/dev/shm", "/dev/mqueue")  # noqa: S108  not used here
+        lines = writable.stdout.split()
+        assert [line for line in lines if not line.startswith(allowed)] == []
+        assert own in lines
+
+
+def test_only_what_is_served_is_open(deployed: Deployed) -> None:
+    """Trackers are reached over TLS and UDP; announces over UDP leave no trace in conntrack."""
+    user, tracker = deployed.fleet["u"], deployed.fleet["t1"]
+
+    def answers(url: str) -> bool:
+        command = f"curl -s -o /dev/null --max-time 2 {url}"
+        return user.run(command, check=False).returncode == 0
+
+    assert answers("https://t1/healthz")
+    assert answers("http://t1/")
+    assert not answers("http://t1:6969/healthz")
+    assert user.run("curl -s -o /dev/null -w '%{http_code}' https://t1/metrics").stdout == "403"
+    probe = (
+        "import socket, struct; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
+        " s.settimeout(5); s.sendto(struct.pack('>QII', 0x41727101980, 0, 7), ('t1', 6969));"
+        " print(struct.unpack('>II', s.recv(16)[:8]))"
+    )
+    assert user.run(f"python3 -c {shlex.quote(probe)}").stdout == "(0, 7)\n"
+    assert "udp" not in tracker.run("grep dport=6969 /proc/net/nf_conntrack | cat").stdout
+    assert "tcp" in tracker.run("grep dport=443 /proc/net/nf_conntrack").stdout
+
+
+def test_trackers_know_where_peers_really_are(deployed: Deployed) -> None:
+    """Behind nginx a peer has its own address, and not one that it claims."""
+    fleet = deployed.fleet
+    hash_part = fleet.items["first"].removeprefix("/gnu/store/")[:32]
+    command = (
+        f"curl -sSf https://t1/{hash_part}.narinfo | sed -n 's/^NarHash: sha256://p' |"
+        " xargs -I@ curl -sSf -H 'X-Forwarded-For: 192.0.2.1' https://t1/v1/nar/@"
+    )
+    (torrent,) = json.loads(fleet["u"].run(command).stdout)["torrents"]
+    assert torrent["peers"] == [f"{fleet['s1'].address}:6881"]
+
+
+def test_a_second_run_changes_nothing(deployed: Deployed) -> None:
+    """Every task finds what it would make."""
+    before = {name: _started(deployed, name) for name in SERVICES}
+    recap = deployed.fleet.play(deployed.wheel)
+    assert recap.code == 0
+    assert recap.changed == dict.fromkeys(deployed.fleet.fleet.machines, 0)
+    assert {name: _started(deployed, name) for name in SERVICES} == before
+
+
+def test_upgrade_while_the_swarm_goes_on(deployed: Deployed) -> None:
+    """Check mode tells of it and does nothing; then it is done, and no fetch fails meanwhile."""
+    fleet = deployed.fleet
+    wheel = wheels.build(fleet.fleet.directory / "wheels", "0.1.1", {})
+    foretold = fleet.play(wheel, "--check", "--limit", "t2,s2")
+    assert foretold.code == 0
+    assert min(foretold.changed.values()) > 0
+    assert fleet.release("t2").startswith("0.1.0-")
+    with fetching(deployed, "upgrade") as failures:
+        assert fleet.play(wheel).code == 0
+    assert failures == []
+    for name in fleet.fleet.machines:
+        assert fleet.release(name).startswith("0.1.1-")
+    assert fleet["t1"].run("tracker --version").stdout == "tracker (narswarm) 0.1.1\n"
+
+
+def test_a_broken_release_is_rolled_back(deployed: Deployed) -> None:
+    """The first machine where it doesn't work goes back, no other is touched, the swarm goes on."""
+    fleet = deployed.fleet
+    broken = {"tracker/server.py": ("def serve(", "raise SystemExit('broken')\n\n\ndef serve(")}
+    wheel = wheels.build(fleet.fleet.directory / "wheels", "0.1.2", broken)
+    untouched = _started(deployed, "t2")
+    with fetching(deployed, "broken") as failures:
+        recap = fleet.play(wheel, "--limit", "trackers")
+    assert recap.code != 0
+    assert "went back to 0.1.1-" in recap.output
+    assert failures == []
+    assert fleet.release("t1").startswith("0.1.1-")
+    assert fleet["t1"].run("curl -sf http://127.0.0.1:6969/healthz").stdout == "ok\n"
+    assert _started(deployed, "t2") == untouched
+
+
+def test_wrong_settings_are_refused(deployed: Deployed) -> None:
+    """What the new settings would break goes on with the old ones."""
+    fleet = deployed.fleet
+    wheel = _wheel(deployed, "0.1.1")
+    before = fleet["t2"].run("cat /etc/narswarm/narswarm.toml").stdout, _started(deployed, "t2")
+    fleet.settings["tracker"] = {"interval": 0}
+    recap = fleet.play(wheel, "--limit", "t2")
+    fleet.settings.clear()
+    assert recap.code != 0
+    assert "interval: is less than 1" in recap.output
+    after = fleet["t2"].run("cat /etc/narswarm/narswarm.toml").stdout, _started(deployed, "t2")
+    assert after == before
+
+
+def test_a_box_that_reboots_comes_back(deployed: Deployed) -> None:
+    """It serves again what it served, and the firewall is there again."""
+    fleet = deployed.fleet
+    fleet["s1"].reboot()
+    wait_for("the seeder", lambda: _items(deployed, "s1") >= 5)
+    assert "policy drop" in fleet["s1"].run("nft list table inet narswarm").stdout
+    assert "bittorrent://" in fleet.build("reboot")
+
+
+def test_what_hangs_is_restarted(deployed: Deployed) -> None:
+    """A tracker and a seeder that give no sign of life are killed and started anew."""
+    for name in ("t2", "s2"):
+        machine, service = deployed.fleet[name], SERVICES[name]
+        machine.run(
+            f"mkdir -p /run/systemd/system/{service}.service.d &&"
+            f" printf '[Service]\\nWatchdogSec=3\\n'"
+            f" >/run/systemd/system/{service}.service.d/test.conf &&"
+            f" systemctl daemon-reload && systemctl restart {service} &&"
+            f" systemctl kill --signal=STOP {service}"
+        )
+
+        def restarted(name: str = name) -> bool:
+            shown = _show(deployed, name, "NRestarts", "ActiveState")
+            return shown == {"NRestarts": "1", "ActiveState": "active"}
+
+        wait_for(f"{service} to be started anew", restarted, 30)
+
+
+def test_backup_and_restore(deployed: Deployed) -> None:
+    """A tracker whose index is lost, and a box that lost its key, get them back."""
+    fleet = deployed.fleet
+    keys = {}
+    for name, lost in {"t1": "tracker/index.sqlite", "s2": "seeder/publisher.key"}.items():
+        machine, service = fleet[name], SERVICES[name]
+        archive = machine.run("narswarm-backup create").stdout.strip()
+        keys[name] = machine.run(f"stat -c %U:%a /var/lib/narswarm/{lost}").stdout
+        machine.run(f"systemctl stop {service} && rm -f /var/lib/narswarm/{lost}*")
+        machine.run(f"systemctl start {service} && narswarm-backup restore {archive}")
+        assert machine.run(f"stat -c %U:%a /var/lib/narswarm/{lost}").stdout == keys[name]
+        assert machine.run(f"systemctl is-active {service}").stdout == "active\n"
+    fleet.wait_seeded("restored", tracker="t1")
+    assert "bittorrent://" in fleet.build("restored")
+
+
+def _show(deployed: Deployed, name: str, *properties: str) -> dict[str, str]:
+    """What systemd knows of a machine's service."""
+    command = f"systemctl show --property={','.join(properties)} {SERVICES[name]}"
+    lines = deployed.fleet[name].run(command).stdout.splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def _started(deployed: Deployed, name: str) -> dict[str, str]:
+    """When a machine's service was started."""
+    return _show(deployed, name, "ExecMainStartTimestampMonotonic")
+
+
+def _items(deployed: Deployed, name: str) -> int:
+    done = deployed.fleet[name].run("seeder status --json", check=False)
+    return 0 if done.returncode else int(json.loads(done.stdout)["items"])
+
+
+def _wheel(deployed: Deployed, version: str) -> Path:
+    """A wheel that another test built."""
+    (wheel,) = (deployed.fleet.fleet.directory / "wheels").glob(f"narswarm-{version}-*.whl")
+    return wheel

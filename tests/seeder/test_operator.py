@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of seeder.operator, asked through the socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from narswarm import base32
+from narswarm.control import ControlServer
+from narswarm.errors import NarswarmError, NotFoundError
+from narswarm.swarm import TorrentStatus
+from seeder import control, operator
+from seeder.inventory import Item
+from seeder.items import NOT_VOUCHED, OFFERED
+from seeder.operator import OperatorControl
+from seeder.state import Nar, State
+
+
+def path(number: int) -> str:
+    """Of an item."""
+    return f"/gnu/store/{number:032}-item"
+
+
+class Bench:
+    """An operator with everything around it in the test's hands."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.state = State(directory)
+        self.paused: list[bool] = []
+        self.calls: list[tuple[str, str]] = []
+        self.statuses: list[TorrentStatus] = []
+        self.operator = OperatorControl(self.state, self, self)
+        self.server = ControlServer(
+            directory, self.operator.operations, streams=self.operator.streams
+        )
+
+    def status(self) -> list[TorrentStatus]:
+        """What the session says."""
+        return self.statuses
+
+    def pause_seeding(self, *, paused: bool) -> None:
+        """Remember it."""
+        self.paused.append(paused)
+
+    def add(self, store_path: str) -> None:
+        """Remember it."""
+        self.calls.append(("add", store_path))
+
+    def remove(self, store_path: str) -> None:
+        """Remember it, or refuse."""
+        self.calls.append(("remove", store_path))
+        if store_path == path(9):
+            raise NotFoundError(store_path, "is not offered")
+
+    def offer(self, number: int) -> None:
+        """Have an item offered."""
+        nar_hash = bytes([number]) * 32
+        infohash = f"{number:02x}" * 32
+        self.state.items.add([(Item(number, path(number), nar_hash, 5), OFFERED)])
+        self.state.add(Nar(nar_hash, path(number), 5, "x", 3, infohash, b"", b""), [], 0)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """An operator's seeder."""
+    made = Bench(tmp_path)
+    yield made
+    made.server.close()
+    made.state.close()
+
+
+def test_all_items_with_reasons(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are offered first, by path; in several lines if there are many."""
+    monkeypatch.setattr(operator, "BATCH", 2)
+    for number in (3, 1, 2):
+        bench.offer(number)
+    bench.state.items.add([(Item(5, path(5), b"5" * 32, 5), NOT_VOUCHED)])
+    bench.state.items.add([(Item(4, path(4), b"4" * 32, 5), OFFERED)])
+    bench.state.sent([(b"\1" * 32, 700, -1)], 0)
+    bench.statuses = [TorrentStatus("01" * 32, "x", "seeding", 4, 0, 500, 0, 50)]
+    listed = list(control.items(bench.directory))
+    assert [item["store_path"] for item in listed] == [path(number) for number in (1, 2, 3, 4, 5)]
+    assert listed[0] == {
+        "store_path": path(1),
+        "offered": True,
+        "reason": "vouched for",
+        "nar_hash": base32.format_hash(b"\1" * 32),
+        "infohash": "01" * 32,
+        "length": 3,
+        "peers": 4,
+        "uploaded": 700,
+        "upload_rate": 50,
+    }
+    assert (listed[1]["peers"], listed[1]["uploaded"]) == (0, 0)
+    assert (listed[3]["reason"], listed[3]["length"]) == ("vouched for, made when wanted", 0)
+    assert listed[4] == {"store_path": path(5), "offered": False, "reason": "not vouched for"}
+
+
+def test_nothing_to_list(bench: Bench) -> None:
+    """Is one empty line."""
+    assert list(control.items(bench.directory)) == []
+
+
+def test_a_pause_lasts(bench: Bench) -> None:
+    """Beyond a restart, and for what is added meanwhile."""
+    bench.operator.apply()
+    assert bench.paused == []
+    assert control.ask(bench.directory, "pause") == {"paused": True}
+    bench.operator.apply()
+    bench.offer(1)
+    assert [item["reason"] for item in bench.operator.items()] == ["vouched for, but paused"]
+    again = OperatorControl(bench.state, bench, bench)
+    assert (again.paused, control.ask(bench.directory, "resume")) == (True, {"paused": False})
+    assert (again.paused, bench.operator.paused) == (False, False)
+    assert bench.paused == [True, True, False]
+
+
+def test_items_are_added_and_removed(bench: Bench) -> None:
+    """By their paths, or their base names; what comes while all is paused is paused, too."""
+    control.ask(bench.directory, "pause")
+    bench.paused.clear()
+    assert control.ask(bench.directory, "add", store_path=path(1)) == {"store_path": path(1)}
+    assert bench.paused == [True]
+    control.ask(bench.directory, "remove", store_path=path(1)[11:])
+    assert bench.calls == [("add", path(1)), ("remove", path(1))]
+    with pytest.raises(NarswarmError) as caught:
+        control.ask(bench.directory, "remove", store_path=path(9))
+    assert str(caught.value) == f"{path(9)}: is not offered"
+    with pytest.raises(NarswarmError) as caught:
+        control.ask(bench.directory, "add", store_path="/etc/passwd")
+    assert str(caught.value) == "/etc/passwd: is not the name of a store item"
