@@ -18,7 +18,7 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from itertools import islice
 from random import Random
@@ -77,7 +77,8 @@ class RedisSwarms:
         limits: what bounds them. All trackers should have the same.
         keep_downloads: remember how often a swarm was downloaded after its last peer left.
         rng: what chooses where Redis doesn't.
-        sweep_seconds: how long after a sweep, whichever tracker did it, none is due.
+        sweep_seconds: how long after a sweep, whichever tracker did it, none is due unless other
+            addresses are unwanted.
 
     Raises:
         SettingsError: the URL is none, or Redis' Python package isn't installed.
@@ -90,7 +91,7 @@ class RedisSwarms:
         *,
         keep_downloads: bool,
         rng: Random | None = None,
-        sweep_seconds: int = 45,
+        sweep_seconds: int = 290,
     ) -> None:
         url, self._prefix = parse_url(url)
         script = resources.files("tracker").joinpath("redis_swarms.lua").read_text()
@@ -99,6 +100,7 @@ class RedisSwarms:
         self._kept = _DOWNLOADS_SECONDS if keep_downloads else 0
         self._rng = rng or Random()  # noqa: S311 - it chooses peers, and keeps no secret
         self._sweep_seconds = sweep_seconds
+        self._swept_for: Callable[[bytes], bool] | None = None
         self._totals_key = f"{self._prefix}:totals"
         self._lock = threading.Lock()
         self._sweeping = threading.Lock()
@@ -254,13 +256,14 @@ class RedisSwarms:
         token = base64.b64encode(os.urandom(12))
         with self._sweeping:
             self._restore_pending()
-            if unwanted is None and self._swept_recently(now):
+            if unwanted == self._swept_for and self._swept_recently(now):
                 return 0
             lease = (f"{self._prefix}:sweeper", token)
             if self._link.ask("SET", *lease, "NX", "EX", _LEASE_SECONDS) is None:
                 return 0
             try:
                 expired = self._sweep(now, unwanted)
+                self._swept_for = unwanted
                 self._link.ask("SET", f"{self._prefix}:swept", now, "EX", 86400)
             finally:
                 if self._link.ask("GET", lease[0]) == token:
@@ -347,32 +350,31 @@ class RedisSwarms:
     ) -> int:
         """Forget the peers of pools that are at unwanted addresses."""
         forgotten = 0
-        for info_hash, place in pools:
-            for keys in self._pool(info_hash, place):
-                gone = [key for key in keys if unwanted(key[:-2])]
-                if not gone:
-                    continue
-                (result,) = self._run([self._call(info_hash, "forget", place, self._kept, *gone)])
+        waiting = [(info_hash, place, b"0") for info_hash, place in pools]
+        while waiting:
+            pages = self._link.run(
+                [
+                    ("HSCAN", f"{self._name(info_hash)}:{place}", at, "COUNT", _LOOKED_AT)
+                    for info_hash, place, at in waiting
+                ]
+            )
+            commands, again = [], []
+            for (info_hash, place, _), page in zip(waiting, pages, strict=True):
+                if not isinstance(page, list) or len(page) != 2:
+                    continue  # no hash
+                keys = [key for key in page[1][::2] if len(key) == WIDTHS[place % 2]]
+                if gone := [key for key in keys if unwanted(key[:-2])]:
+                    commands.append(self._call(info_hash, "forget", place, self._kept, *gone))
+                if page[0] != b"0":
+                    again.append((info_hash, place, page[0]))
+            for result in self._run(commands) if commands else ():
                 if isinstance(result, bytes) and len(result) == SUMMARY.size:
                     *_, a, b, c, d, swarms = SUMMARY.unpack(result)
                     for at, change in enumerate((swarms, a, b, c, d)):
                         found[at] = max(found[at] + change, 0)
                     forgotten -= a + b + c + d
+            waiting = again
         return forgotten
-
-    def _pool(self, info_hash: bytes, place: int) -> Iterator[list[bytes]]:
-        """The peers of a pool, some at a time."""
-        cursor = b"0"
-        while True:
-            page = self._link.ask(
-                "HSCAN", f"{self._name(info_hash)}:{place}", cursor, "COUNT", _LOOKED_AT
-            )
-            if not isinstance(page, list) or len(page) != 2:
-                return
-            yield [key for key in page[1][::2] if len(key) == WIDTHS[place % 2]]
-            cursor = page[0]
-            if cursor == b"0":
-                return
 
     def restore(self, downloads: Mapping[bytes, int]) -> None:
         """Take numbers of downloads where Redis has lower ones, now or when it answers."""

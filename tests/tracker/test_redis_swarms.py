@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -161,6 +162,24 @@ def test_sweeps_take_turns(make: Make, url: str, raw: Link) -> None:
     one.announce(*asked(2))
     assert other.expire(NOW + 2000) == 2
     assert raw.ask("EXISTS", lease) == 0
+
+
+def test_unwanted_addresses(make: Make) -> None:
+    """They go as soon as they are unwanted, whoever swept lately; then the usual time goes by."""
+    swarms, asked_about = make(sweep=45), Counter[bytes]()
+    swarms.announce_many([asked(port, host=host) for port in (1, 2) for host in range(200)])
+
+    def unwanted(address: bytes) -> bool:
+        asked_about[address] += 1
+        return address[3] < 50
+
+    assert swarms.expire(NOW) == 0
+    assert swarms.expire(NOW + 1, unwanted) == 100
+    assert asked_about.keys() == {bytes([10, 0, 0, host]) for host in range(200)}
+    asked_about.clear()
+    assert swarms.expire(NOW + 2, unwanted) == 0
+    assert not asked_about
+    assert swarms.totals() == SwarmTotals(1, 0, 0, 300, 0)
 
 
 def test_rubbish(make: Make, url: str, raw: Link) -> None:
