@@ -114,7 +114,7 @@ class Demo:
         missing = list(items)
         while missing:
             entry = index.lookup(missing[-1].nar_hash)
-            if entry and len(entry.torrents[0].peers) == seeders:
+            if entry and entry.torrents and len(entry.torrents[0].peers) == seeders:
                 missing.pop()
             elif time.monotonic() > deadline:
                 sys.exit(f"demo: {missing[-1].path}: was not published")
