@@ -159,7 +159,7 @@ class Seeder:
 
         parts, status = self._parts, self._desk.status
         self._pages = Pages(
-            parts.state, parts.swarm, status, self._operator.items, parts.fetcher.views
+            parts.state, parts.swarm, status, self._operator.some, parts.fetcher.views
         )
         host, _ = split_address(self._settings.web)
         app = create_app(self._pages.page, exposition(status), [host])

@@ -19,6 +19,8 @@ _PREFIX = "narswarm_seeder"
 
 _GAUGES = (
     ("items", "items", "Store items that are offered."),
+    ("payloads", "payloads", "Payloads that are seeded."),
+    ("waiting", "waiting_payloads", "Payloads that somebody wants and that are being made."),
     ("payload_bytes", "payload_bytes", "Bytes of payloads on disk."),
     ("max_disk", "payload_limit_bytes", "Bytes that payloads may take."),
     ("peers", "peers", "Peers that are connected."),
@@ -38,6 +40,7 @@ _TRACKER_COUNTERS = (
     ("announce_errors", "announce_errors", "Announces that a tracker hasn't answered, or refused."),
 )
 _TRACKER_GAUGES = (
+    ("held", "held_items", "Items that a tracker was told this seeder could offer."),
     ("published", "published_items", "Items that a tracker's index has taken."),
     ("pending", "unpublished_items", "Items that are to be published to a tracker."),
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
@@ -83,8 +84,23 @@ class OperatorControl:
         paused = self.paused
         for listed in self._state.listing(offered=True):
             yield _offered(listed, statuses.get(listed.infohash), paused=paused)
-        for listed in self._state.listing(offered=False):
-            yield {"store_path": listed.store_path, "offered": False, "reason": listed.status}
+        yield from map(_not_offered, self._state.listing(offered=False))
+
+    def some(self, offered: int, others: int) -> list[dict[str, Any]]:
+        """Items as `items` gives them, but only some: those of which most was sent are first.
+
+        Args:
+            offered: how many that are offered.
+            others: how many that aren't.
+        """
+        statuses = {status.infohash: status for status in self._swarm.status()}
+        paused = self.paused
+        found = [
+            _offered(listed, statuses.get(listed.infohash), paused=paused)
+            for listed in self._state.most_sent(offered)
+        ]
+        rest = itertools.islice(self._state.listing(offered=False), others)
+        return [*found, *map(_not_offered, rest)]
 
     def _list(self, _request: Mapping[str, Any], conversation: Conversation) -> None:
         batch: list[dict[str, Any]] = []
@@ -111,6 +127,10 @@ class OperatorControl:
         path = storepath.parse(str(request["store_path"])).path
         self._offering.remove(path)
         return {"store_path": path}
+
+
+def _not_offered(listed: Listed) -> dict[str, Any]:
+    return {"store_path": listed.store_path, "offered": False, "reason": listed.status}
 
 
 def _offered(listed: Listed, status: TorrentStatus | None, *, paused: bool) -> dict[str, Any]:

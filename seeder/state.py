@@ -344,6 +344,18 @@ class State:
                 yield Listed(*row)._replace(present=bool(row[4]))
             after = rows[-1][0]
 
+    def most_sent(self, limit: int) -> list[Listed]:
+        """Items that are offered, those first of which most was sent."""
+        rows = self._db.rows(
+            "SELECT items.store_path, nar_hash, items.nar_size, status, coalesce(present, 0),"
+            " coalesce(infohash, ''), coalesce(length, 0), coalesce(uploaded, 0),"
+            " coalesce(requests, 0), coalesce(others, -1)"
+            " FROM items LEFT JOIN nars USING (nar_hash) WHERE status = ?"
+            " ORDER BY coalesce(uploaded, 0) DESC, items.store_path LIMIT ?",
+            (OFFERED, limit),
+        )
+        return [Listed(*row)._replace(present=bool(row[4])) for row in rows]
+
     def payload_list(self) -> list[Payload]:
         """All payloads, with what says how much they are worth."""
         rows = self._db.rows(

@@ -6,11 +6,9 @@ A page is worked out at most once a second, however many look at it.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from narswarm.fetchclient import Wanted
@@ -49,7 +47,7 @@ class Pages:
         state: keeps the history.
         swarm: seeds.
         status: as `seeder status --json` shows it.
-        items: as `seeder list --json` shows them.
+        items: so many that are offered, and that aren't, as `seeder list --json` shows them.
         fetches: what is fetched now.
         clock: seconds since the epoch.
         monotonic: seconds of a clock that doesn't jump.
@@ -60,7 +58,7 @@ class Pages:
         state: State,
         swarm: Swarms,
         status: Callable[[], Mapping[str, Any]],
-        items: Callable[[], Iterator[dict[str, Any]]],
+        items: Callable[[int, int], Sequence[Mapping[str, Any]]],
         fetches: Callable[[], list[tuple[Wanted, View, bool]]],
         *,
         clock: Callable[[], float] = time.time,
@@ -99,16 +97,9 @@ class Pages:
         self._history.note(status["uploaded"], self._clock())
         steps = self._history.steps(self._clock())
         up, down = self._rates.note(status["uploaded"], status["downloaded"], now)
-        here, gone = itertools.tee(self._items())
-        offered = heapq.nlargest(
-            OFFERED,
-            (item for item in here if item["offered"]),
-            key=lambda item: (item["uploaded"], item["store_path"]),
-        )
-        others = itertools.islice((item for item in gone if not item["offered"]), OTHERS)
         return Page(
             status=status,
-            items=[*offered, *others],
+            items=self._items(OFFERED, OTHERS),
             upload_rate=up,
             download_rate=down,
             day=sum(steps),

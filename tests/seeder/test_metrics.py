@@ -11,6 +11,8 @@ from seeder.metrics import exposition
 
 STATUS: dict[str, Any] = {
     "items": 2,
+    "payloads": 17,
+    "waiting": 18,
     "payload_bytes": 3,
     "max_disk": 4,
     "peers": 5,
@@ -29,6 +31,7 @@ STATUS: dict[str, Any] = {
             "announces": 13,
             "announce_errors": 14,
             "published": 15,
+            "held": 19,
             "pending": 16,
         }
     ],
@@ -47,6 +50,9 @@ def test_names_and_values() -> None:
     tracker = 'http://t/"announce'
     assert ours == {
         ("narswarm_seeder_items",): 2,
+        ("narswarm_seeder_payloads",): 17,
+        ("narswarm_seeder_waiting_payloads",): 18,
+        ("narswarm_seeder_held_items", tracker): 19,
         ("narswarm_seeder_payload_bytes",): 3,
         ("narswarm_seeder_payload_limit_bytes",): 4,
         ("narswarm_seeder_peers",): 5,

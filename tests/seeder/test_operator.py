@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -13,10 +14,8 @@ from narswarm.control import ControlServer
 from narswarm.errors import NarswarmError, NotFoundError
 from narswarm.swarm import TorrentStatus
 from seeder import control, operator
-from seeder.inventory import Item
-from seeder.items import NOT_VOUCHED, OFFERED
 from seeder.operator import OperatorControl
-from seeder.state import Nar, State
+from seeder.state import Listed, State
 
 
 def path(number: int) -> str:
@@ -24,16 +23,40 @@ def path(number: int) -> str:
     return f"/gnu/store/{number:032}-item"
 
 
+class Kept:
+    """A state that has what the test says."""
+
+    def __init__(self) -> None:
+        self.notes: dict[str, str] = {}
+        self.listed: list[Listed] = []
+
+    def note(self, name: str) -> str | None:
+        """What was kept."""
+        return self.notes.get(name)
+
+    def set_note(self, name: str, value: str) -> None:
+        """Keep it."""
+        self.notes[name] = value
+
+    def listing(self, *, offered: bool) -> Iterator[Listed]:
+        """Those that are offered, or those that aren't."""
+        return iter([item for item in self.listed if (item.status == "offered") is offered])
+
+    def most_sent(self, limit: int) -> list[Listed]:
+        """The first ones."""
+        return list(self.listing(offered=True))[:limit]
+
+
 class Bench:
     """An operator with everything around it in the test's hands."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.state = State(directory)
+        self.state = Kept()
         self.paused: list[bool] = []
         self.calls: list[tuple[str, str]] = []
         self.statuses: list[TorrentStatus] = []
-        self.operator = OperatorControl(self.state, self, self)
+        self.operator = OperatorControl(cast(State, self.state), self, self)
         self.server = ControlServer(
             directory, self.operator.operations, streams=self.operator.streams
         )
@@ -56,12 +79,12 @@ class Bench:
         if store_path == path(9):
             raise NotFoundError(store_path, "is not offered")
 
-    def offer(self, number: int) -> None:
-        """Have an item offered."""
-        nar_hash = bytes([number]) * 32
+    def have(self, number: int, status: str = "offered", *, present: bool = True) -> None:
+        """Have an item."""
         infohash = f"{number:02x}" * 32
-        self.state.items.add([(Item(number, path(number), nar_hash, 5), OFFERED)])
-        self.state.add(Nar(nar_hash, path(number), 5, "x", 3, infohash, b"", b""), [], 0)
+        self.state.listed.append(
+            Listed(path(number), bytes([number]) * 32, 5, status, present, infohash, 3, 500, 1, 2)
+        )
 
 
 @pytest.fixture
@@ -70,20 +93,17 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
     made.server.close()
-    made.state.close()
 
 
 def test_all_items_with_reasons(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are offered first, by path; in several lines if there are many."""
     monkeypatch.setattr(operator, "BATCH", 2)
-    for number in (3, 1, 2):
-        bench.offer(number)
-    bench.state.items.add([(Item(5, path(5), b"5" * 32, 5), NOT_VOUCHED)])
-    bench.state.items.add([(Item(4, path(4), b"4" * 32, 5), OFFERED)])
-    bench.state.sent([(b"\1" * 32, 700, -1)], 0)
-    bench.statuses = [TorrentStatus("01" * 32, "x", "seeding", 4, 0, 500, 0, 50)]
+    for number in (1, 2, 3):
+        bench.have(number, present=number != 2)
+    bench.have(5, "not vouched for")
+    bench.have(6, "withdrawn")
+    bench.statuses = [TorrentStatus("01" * 32, "x", "seeding", 4, 0, 0, 0, 50)]
     listed = list(control.items(bench.directory))
-    assert [item["store_path"] for item in listed] == [path(number) for number in (1, 2, 3, 4, 5)]
     assert listed[0] == {
         "store_path": path(1),
         "offered": True,
@@ -92,12 +112,17 @@ def test_all_items_with_reasons(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
         "infohash": "01" * 32,
         "length": 3,
         "peers": 4,
-        "uploaded": 700,
+        "uploaded": 500,
         "upload_rate": 50,
     }
-    assert (listed[1]["peers"], listed[1]["uploaded"]) == (0, 0)
-    assert (listed[3]["reason"], listed[3]["length"]) == ("vouched for, made when wanted", 0)
-    assert listed[4] == {"store_path": path(5), "offered": False, "reason": "not vouched for"}
+    assert listed[1]["reason"] == "vouched for, made when wanted"
+    assert (listed[1]["length"], listed[1]["peers"]) == (0, 0)
+    assert listed[3:] == [
+        {"store_path": path(5), "offered": False, "reason": "not vouched for"},
+        {"store_path": path(6), "offered": False, "reason": "withdrawn"},
+    ]
+    assert bench.operator.some(1, 1) == [listed[0], listed[3]]
+    assert bench.operator.some(9, 9) == listed
 
 
 def test_nothing_to_list(bench: Bench) -> None:
@@ -111,9 +136,9 @@ def test_a_pause_lasts(bench: Bench) -> None:
     assert bench.paused == []
     assert control.ask(bench.directory, "pause") == {"paused": True}
     bench.operator.apply()
-    bench.offer(1)
+    bench.have(1)
     assert [item["reason"] for item in bench.operator.items()] == ["vouched for, but paused"]
-    again = OperatorControl(bench.state, bench, bench)
+    again = OperatorControl(cast(State, bench.state), bench, bench)
     assert (again.paused, control.ask(bench.directory, "resume")) == (True, {"paused": False})
     assert (again.paused, bench.operator.paused) == (False, False)
     assert bench.paused == [True, True, False]

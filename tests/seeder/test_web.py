@@ -17,6 +17,7 @@ from seeder.web_data import Bar
 EVIL = "<script>alert(1)</script>"
 STATUS: dict[str, Any] = {
     "items": 2,
+    "payloads": 1,
     "paused": False,
     "not_offered": {"not vouched for": 3},
     "scan_message": "",
@@ -34,6 +35,8 @@ STATUS: dict[str, Any] = {
         {
             "url": "http://t/announce",
             "announces": 4,
+            "held": 6,
+            "holdings_message": "",
             "announce_message": EVIL,
             "published": 2,
             "pending": 1,
@@ -91,6 +94,7 @@ def test_what_the_page_says() -> None:
         "&lt;script&gt;alert(1)&lt;/script&gt;",
         "<td>40 %</td><td>3</td><td>2.0 KiB/s</td><td>now</td>",
         "5 more are planned",
+        "2 offered, 1 with payloads",
         "3 not vouched for",
         ">hello-2.12</th> <td>1.0 KiB</td><td>512 B</td><td>vouched for</td>",
         "publisher abc=",

@@ -12,7 +12,6 @@ import pytest
 
 from narswarm.errors import NarswarmError
 from narswarm.fetchclient import Wanted
-from seeder import web_page
 from seeder.fetching_job import NOTHING, View
 from seeder.state import State
 from seeder.web_page import Pages
@@ -28,7 +27,6 @@ class Bench:
         self.uploaded = 0
         self.now = 90_000.0
         self.asked = 0
-        self.listed: list[dict[str, Any]] = []
         self.fetched: list[tuple[Wanted, View, bool]] = []
         self.pages = self.start()
 
@@ -38,7 +36,7 @@ class Bench:
             self.state,
             self,
             self._status,
-            lambda: iter(self.listed),
+            lambda offered, others: [{"store_path": f"{offered}/{others}"}],
             lambda: self.fetched,
             clock=lambda: self.now,
             monotonic=lambda: self.now - 80_000,
@@ -88,21 +86,9 @@ def test_a_page_is_made_once_a_second(bench: Bench) -> None:
     assert bench.asked == 2
 
 
-def test_the_most_wanted_items_are_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And some of those that aren't offered."""
-    monkeypatch.setattr(web_page, "OFFERED", 2)
-    monkeypatch.setattr(web_page, "OTHERS", 1)
-    bench.listed = [
-        {"store_path": name, "offered": offered, "uploaded": uploaded}
-        for name, offered, uploaded in (
-            ("a", True, 1),
-            ("b", True, 3),
-            ("c", True, 2),
-            ("d", False, 0),
-            ("e", False, 0),
-        )
-    ]
-    assert [item["store_path"] for item in bench.pages.page().items] == ["b", "c", "d"]
+def test_some_items_are_shown(bench: Bench) -> None:
+    """A hundred that are offered, and fifty others."""
+    assert bench.pages.page().items == [{"store_path": "100/50"}]
 
 
 def test_what_is_fetched(bench: Bench) -> None:
