@@ -29,8 +29,17 @@ def amounts(four: int, six: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(b"0", 0), (b"18", 18), (b"9" * 18, 10**18 - 1), (b"9" * 19, 0), (b"-1", 0), (b"", 0)]
-    + [(b"x", 0), (None, 0), (5, 0)],
+    [
+        (b"0", 0),
+        (b"18", 18),
+        (b"9" * 18, 10**18 - 1),
+        (b"9" * 19, 0),
+        (b"-1", 0),
+        (b"", 0),
+        (b"x", 0),
+        (None, 0),
+        (5, 0),
+    ],
 )
 def test_numbers(value: object, expected: int) -> None:
     """What is no number counts nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +63,7 @@ def test_timeouts_follow_intervals(interval: int, timeout: int) -> None:
         ({"max_holder_items": 0}, "max_holder_items: is less than 1"),
         ({"max_held_items": 0}, "max_held_items: is less than 1"),
         ({"interval": 86_401}, "interval: is longer than a day"),
+        ({"index": "mysql://u:secret@h/d"}, "index: is not postgresql://HOST:PORT/DATABASE"),
         ({"swarms": "disk"}, "swarms: is neither memory nor redis://HOST:PORT/DATABASE"),
         ({"leecher_interval": 86_401}, "leecher_interval: is longer than a day"),
         ({"engine": "c"}, "engine: 'c' is neither auto, native nor python"),
@@ -134,3 +136,10 @@ def test_bad_listen(text: str, reason: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_listen(text)
     assert str(caught.value) == f"listen: {reason}"
+
+
+def test_place_of_the_index() -> None:
+    """It is in the directory unless there is a URL."""
+    assert Settings(data=Path("/data")).place == Path("/data")
+    url = "postgres://h/d"
+    assert Settings(data=Path("/data"), index=url).place == url
