@@ -13,7 +13,10 @@ Without the native engine nothing of this is there, and the worker accepts by it
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -31,6 +34,9 @@ MAX_CONNECTIONS = 16384
 PER_ADDRESS = 64
 """And of those of one IPv4 address, or one /64 of IPv6; the oldest makes room."""
 
+MAX_PASSED_ON = 1024
+"""Connections that gunicorn hasn't taken yet; the clients of further ones get status 503."""
+
 HEAD_SECONDS = 30
 """How long the head of a request may take from its first byte."""
 
@@ -40,6 +46,7 @@ IDLE_SECONDS = 5
 WRITE_SECONDS = 10
 """How long a client may take for an answer."""
 
+_log = logging.getLogger(__name__)
 _STOP_SECONDS = 5
 _DESCRIPTOR_BYTES = 4
 
@@ -84,11 +91,15 @@ class PassedOn:
 
     Args:
         listener: where the front accepts.
+
+    Attributes:
+        pipe: where the front writes the descriptors of connections.
     """
 
     def __init__(self, listener: socket.socket) -> None:
         self._name = listener.getsockname()
         self._read, self.pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, MAX_PASSED_ON * _DESCRIPTOR_BYTES)
 
     def fileno(self) -> int:
         """What is readable when there is a connection."""
@@ -164,7 +175,7 @@ class Front:
             idle_ms=IDLE_SECONDS * 1000,
             write_ms=WRITE_SECONDS * 1000,
         )
-        self._thread = threading.Thread(target=self._native.run, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self.reconfigure(proxies)
 
     def reconfigure(self, proxies: Iterable[Network]) -> None:
@@ -180,6 +191,14 @@ class Front:
     def start(self) -> None:
         """Begin to accept."""
         self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._native.run()
+        except OSError:
+            # Nobody could connect any more; gunicorn's master starts another worker.
+            _log.exception("HTTP can't be served")
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(self) -> None:
         """Have it end: what is complete is answered, and the rest closed. May be called again."""

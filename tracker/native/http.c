@@ -37,6 +37,7 @@
 #define DRAIN_MS 2000      /* for a client to read a last reply, while it still sends */
 #define PAUSE_MS 100       /* no connections are accepted for so long without descriptors */
 #define STOP_MS 3000       /* to send what is being sent, when it is told to stop */
+#define RECEIVE_BYTES (1 << 20)
 #define SOURCE_BUCKETS 4096
 #define SOURCE_KEY 20      /* an address of 16 bytes, its length, and zeros */
 
@@ -59,6 +60,7 @@ struct connection {
     uint8_t listener;
     uint8_t waiting;                              /* enum waiting; GONE: for nothing yet */
     bool registered, closing, fresh;              /* fresh: something was answered just now */
+    bool served, wide;                            /* something was answered; see widen() */
     uint8_t address[16], address_bytes;
 };
 
@@ -425,6 +427,17 @@ static bool take(struct http_front *front, const struct connection *connection, 
     return recv(connection->descriptor, front->in, size, MSG_DONTWAIT) == (ssize_t)size;
 }
 
+/* Let the kernel take more. A rest that is only looked at can be the end of a large piece, most of
+ * which was answered; until all of it is taken it fills the kernel's buffer as a whole, and the rest
+ * of the rest would have no room. */
+static void widen(struct connection *connection)
+{
+    int bytes = RECEIVE_BYTES;
+    if (!connection->wide)
+        setsockopt(connection->descriptor, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    connection->wide = true;
+}
+
 /* Hand a connection over to gunicorn; false when it has too many. */
 static bool pass_on(struct http_front *front, struct connection *connection)
 {
@@ -479,7 +492,7 @@ static enum waiting progress(struct http_front *front, struct connection *connec
             size += put_reply(front, connection, &front->request, connection->closing,
                               front->out + size);
             taken += length;
-            connection->fresh = true;
+            connection->fresh = connection->served = true;
         }
         if (others && size == 0) {
             if (pass_on(front, connection))
@@ -506,6 +519,8 @@ static enum waiting progress(struct http_front *front, struct connection *connec
             if (connection->closing)
                 return end_connection(connection, there > taken);
         }
+        if (connection->served && there > taken)
+            widen(connection);
         /* Whatever comes after what was looked at makes epoll say so. */
         if (!others && scanned != HTTP_WHOLE && there < sizeof front->in)
             return HEAD;
@@ -520,8 +535,13 @@ static void turn(struct http_front *front, struct connection *connection, bool h
 {
     bool again = false;
     enum waiting waiting = progress(front, connection, &again);
-    /* Who won't send any more won't complete a request. */
-    if (waiting == GONE || (hung_up && !again && (waiting == IDLE || waiting == HEAD)))
+    if (hung_up && !again && (waiting == IDLE || waiting == HEAD)) {
+        /* Who won't send any more won't complete a request; but what it said is taken, so that the
+         * connection isn't reset before the client has read what it was answered. */
+        drain(front, connection);
+        waiting = GONE;
+    }
+    if (waiting == GONE)
         drop(front, connection);
     else
         park(front, connection, waiting, again);
