@@ -99,7 +99,9 @@ def redis_server() -> Iterator[Engine]:
     program = needs.program("redis-server")
     with _directory() as directory:
         port = free_port()
-        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        # It ends with the test even when that is killed.
+        command = ["setpriv", "--pdeathsig", "KILL", program]
+        command += ["--port", str(port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", str(directory), "--appendonly", "no"]
         engine = _Redis(command, port, f"redis://127.0.0.1:{port}/0")
         with _running(engine):
@@ -132,7 +134,7 @@ def postgres_server() -> Iterator[Engine]:
             "shared_buffers": "16MB",
             "unix_socket_directories": str(directory),
         }
-        command = [*prefix, server, "-D", str(data)]
+        command = [*(prefix or ["setpriv"]), "--pdeathsig", "QUIT", server, "-D", str(data)]
         command += [f"-c{name}={value}" for name, value in options.items()]
         engine = _Postgres(command, port, f"postgresql://tracker@127.0.0.1:{port}/postgres")
         with _running(engine):
