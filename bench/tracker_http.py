@@ -9,10 +9,10 @@ one in Python; opentracker when it is installed. They take turns, in the other o
 
 The load is that of `tracker_announces.py` with 20,000 peers and 10,000 swarms: three of four peers
 are seeds, a gamma distribution (0.2, 100) says who is where, 30 peers are wanted, and of 51
-requests one is a scrape. 256 connections are open at any time, from 256 loopback addresses. First each request
-has a connection of its own, as with BitTorrent clients; then each connection has 1000 requests, as
-behind a proxy, which opentracker doesn't offer. Answers are counted, and looked at, not requests,
-after each peer announced once.
+requests one is a scrape. 256 connections are open at any time, from 256 loopback addresses. First
+each request has a connection of its own, as with BitTorrent clients; then each connection has 1000
+requests, as behind a proxy, which opentracker doesn't offer. Answers are counted, and looked at,
+not requests, after each peer announced once.
 
 Prints for each tracker: answers to announces a second (median, slowest and fastest round), CPU
 microseconds of the tracker for each answer, how busy its core and the generator's were, and answers
@@ -31,17 +31,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-import tracker_announces as udp
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import tracker_announces as udp
 
 ROUNDS = 5
 SECONDS = 5
 CONNECTIONS = 256
 KEPT = 1000
 """Requests on a connection that is kept."""
+
+
+Tracker = Callable[[Path, int, list[bytes]], AbstractContextManager[list[int]]]
+"""Runs one in a directory, on a port, for infohashes; its processes."""
 
 
 class Measured(NamedTuple):
@@ -109,7 +115,7 @@ def main() -> None:
     seconds = sys.argv[2] if len(sys.argv) > 2 else str(SECONDS)
     udp.PEERS, udp.SWARMS = 20_000, 10_000
     native, python = (functools.partial(ours, engine) for engine in ("native", "python"))
-    cases = [("native", native, 1), ("Python", python, 1)]
+    cases: list[tuple[str, Tracker, int]] = [("native", native, 1), ("Python", python, 1)]
     if shutil.which("opentracker", path=f"{os.environ['PATH']}:/usr/sbin"):
         cases.append(("opentracker", udp.opentracker, 1))
     cases += [("native, kept", native, KEPT), ("Python, kept", python, KEPT)]
