@@ -2,22 +2,27 @@
 """How many announces a second the tracker answers over UDP, beside opentracker on the same core.
 
     python3 bench/tracker_announces.py [ROUNDS] [SECONDS]
+    python3 bench/tracker_announces.py memory
 
 Needs gcc for the load generator, which is compiled for each run, and two cores: each tracker has
-one for itself, the generator has the other. opentracker is measured when it is installed; Debian's
-knows only IPv4 and only infohashes that it is told, so it is told all of them, while ours runs with
-`--open`. The trackers take turns, beginning with the other one in each round.
+one for itself, the generator has the other. Both engines of this tracker are measured, and
+opentracker when it is installed; Debian's knows only IPv4 and only infohashes that it is told, so
+it is told all of them, while ours runs with `--open`. The trackers take turns, beginning with the
+last one in every other round.
 
 The load is modelled on aquatic's: of 101 requests 50 are to connect, 50 announces and one a scrape;
 three of four peers are seeds; a peer is in one swarm, chosen by a gamma distribution (0.2, 100), so
 that few swarms have many peers; 30 peers are wanted. 100,000 peers at 256 loopback addresses
-announce to 50,000 swarms, with 4 requests under way for each address: whoever gets an answer asks
-for the next thing. Answers are counted, not requests, after each peer announced once.
+announce to 50,000 swarms, with one request under way for each address: whoever gets an answer asks
+for the next thing, so no queue overflows. Answers are counted, not requests, after each peer
+announced once.
 
 While the load goes on an HTTP scrape a time is timed as well, since one process serves both.
 
 Prints a table: answers to announces and all answers a second (median, slowest and fastest round),
-CPU microseconds of the tracker for each answer, lost requests, and what HTTP took meanwhile.
+CPU microseconds of the tracker for each answer, lost requests, and what HTTP took meanwhile. With
+`memory`, what a million peers take in each engine: the growth of its resident memory for each peer,
+where 50 swarms have them, and where each swarm has two.
 """
 
 from __future__ import annotations
@@ -37,8 +42,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from tracker.native import NativeSwarms
+from tracker.swarms import Limits
+from tracker.swarmstore import MemorySwarms
+from tracker.wire_http import AnnounceRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 5
@@ -89,15 +100,26 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def native(directory: Path, port: int, hashes: list[bytes]) -> AbstractContextManager[list[int]]:
+    """Run this tracker with its engine in C."""
+    return ours("native", directory, port, hashes)
+
+
+def python(directory: Path, port: int, hashes: list[bytes]) -> AbstractContextManager[list[int]]:
+    """Run this tracker with its engine in Python."""
+    return ours("python", directory, port, hashes)
+
+
 @contextlib.contextmanager
-def ours(directory: Path, port: int, hashes: list[bytes]) -> Iterator[list[int]]:
+def ours(engine: str, directory: Path, port: int, hashes: list[bytes]) -> Iterator[list[int]]:
     """Run this tracker; give its processes. It needs no list of infohashes."""
     del hashes
     (directory / "empty.toml").write_text("")
     program = "from tracker.cli import main; main()"
     arguments = [sys.executable, "-c", program, "serve", "--open", "--listen", f"127.0.0.1:{port}"]
     arguments += ["--data", str(directory / "data"), "--config", str(directory / "empty.toml")]
-    with _running(arguments, {**os.environ, "PYTHONPATH": str(ROOT)}) as pid:
+    more = {"PYTHONPATH": str(ROOT), "NARSWARM_TRACKER_ENGINE": engine}
+    with _running(arguments, {**os.environ, **more}) as pid:
         wait_for(port)
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
         yield [pid, *map(int, children.split())]
@@ -237,11 +259,53 @@ def row(name: str, rounds: list[Measured]) -> str:
     )
 
 
+def fill(engine: str, swarms: int) -> None:
+    """Have a million peers in this process, and print what each takes."""
+    peers = 1_000_000
+    store: NativeSwarms | MemorySwarms
+    if engine == "native":
+        store = NativeSwarms(Limits(), is_open=True, keep_downloads=False)
+    else:
+        store = MemorySwarms(Limits(), keep_downloads=False)
+    before = resident()
+    for number in range(peers):
+        swarm, peer = number % swarms, number // swarms
+        request = AnnounceRequest(swarm.to_bytes(20), b"-XX0001-".ljust(20), 6881, number % 4)
+        store.announce(request, struct.pack(">I", 0x0A000000 + peer * 7919 % (1 << 24)), 0, 1)
+    taken = resident() - before
+    if sum(store.totals()[1:]) != peers:
+        raise SystemExit(f"{engine}: does not have all peers")
+    print(f"{engine:12} {swarms:9,} swarms {taken / peers:8.0f} bytes for each peer")
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory() -> None:
+    """Measure memory, each time in a process of its own."""
+    for engine in ("native", "python"):
+        for swarms in (50, 500_000):
+            subprocess.run(
+                [sys.executable, __file__, "memory", engine, str(swarms)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                check=True,
+            )
+
+
 def main() -> None:
     """Measure and print."""
+    if sys.argv[1:2] == ["memory"]:
+        if sys.argv[2:]:
+            fill(sys.argv[2], int(sys.argv[3]))
+        else:
+            memory()
+        return
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     seconds = int(sys.argv[2]) if len(sys.argv) > 2 else SECONDS
-    trackers = {"narswarm": ours}
+    trackers = {"native": native, "python": python}
     if shutil.which("opentracker", path=f"{os.environ['PATH']}:/usr/sbin"):
         trackers["opentracker"] = opentracker
     results: dict[str, list[Measured]] = {name: [] for name in trackers}
@@ -269,13 +333,13 @@ def main() -> None:
         announces, cpu = (
             [
                 statistics.median(getattr(one, field) for one in results[each])
-                for each in ("narswarm", "opentracker")
+                for each in ("native", "opentracker")
             ]
             for field in ("announces", "cpu")
         )
         print(
-            f"narswarm answers {announces[0] / announces[1]:.2f} times as many announces, with"
-            f" {cpu[0] / cpu[1]:.1f} times the CPU time for each answer"
+            f"native answers {announces[0] / announces[1]:.2f} times as many announces as"
+            f" opentracker, with {cpu[0] / cpu[1]:.2f} times the CPU time for each answer"
         )
 
 
