@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from narswarm import bencoding
+from narswarm import base32, bencoding, metainfo
+from narswarm.control import NAME
 from narswarm.errors import (
     BusyError,
     CodecError,
@@ -22,6 +23,7 @@ from narswarm.errors import (
     NarswarmError,
     NotFoundError,
 )
+from narswarm.fetchclient import SeederClient, Wanted
 from narswarm.swarm import Swarm, SwarmSettings
 from seeder import control, daemon, parts
 from seeder.daemon import Seeder, raise_file_limit
@@ -106,6 +108,16 @@ def start(world: World) -> Iterator[Start]:
         each.stop()
 
 
+def until(ready: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    pause = threading.Event()
+    for _ in range(400):
+        if ready():
+            return
+        pause.wait(0.05)
+    raise AssertionError("it never was")
+
+
 def fetch(seeder: Running, torrent: bytes, directory: Path) -> bytes:
     """Get a payload from a seeder, and decompress it."""
     settings = SwarmSettings(
@@ -182,6 +194,37 @@ def test_items_of_a_store(world: World, server: Server, start: Start) -> None:
     assert server.holdings[-1][b"added"] == b""
     assert len(server.published) == 1
     assert len(list((world.root / "state").rglob("*.zst"))) == 1
+
+
+def test_an_item_is_fetched_and_offered_on(world: World, server: Server, start: Start) -> None:
+    """By another seeder, which knows the torrent and who has it; it is asked by its socket."""
+    made = world.make("hello", b"hello" * 50_000)
+    world.put_nar(made)
+    first = start(trackers=(f"{server.url}/announce",))
+    server.wait(lambda: server.published)
+    meta = metainfo.decode(publication(server, made), "torrent")
+    state = world.root / "other"
+    known = state / "torrents" / base32.encode(made.item.nar_hash)
+    known.mkdir(parents=True)
+    server.files[f"/{made.path[11:43]}.narinfo"] = made.narinfo
+    infohash = meta.infohash_v2.hex()
+    (known / f"{infohash}.torrent").write_bytes(meta.encode())
+    (known / f"{infohash}.peers").write_text(f'[["127.0.0.1", {first.port}]]', encoding="utf-8")
+    second = start(
+        state=state,
+        nars=None,
+        store_db=world.database,
+        store=world.store,
+        substitute_urls=(server.url,),
+    )
+    wanted = Wanted(made.item.nar_hash, made.item.nar_size, made.path)
+    with SeederClient(state / NAME, timeout=20) as client, client.fetch(wanted) as fetching:
+        payload = b"".join(fetching.chunks(stall=lambda progress: progress.idle > 15))
+        assert fetching.source(20).infohash == infohash
+    assert zstandard.ZstdDecompressor().stream_reader(payload).read() == made.nar
+    until(lambda: second.status()["payloads"] == 1)
+    assert (state / "payloads" / meta.name).read_bytes() == payload
+    assert fetch(second, meta.encode(), world.root / "again") == made.nar
 
 
 def test_one_seeder_for_a_state(start: Start) -> None:
