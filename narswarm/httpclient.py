@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
@@ -180,15 +180,78 @@ class HttpClient:
         """
         deadline = self._deadline(timeout)
         with self._respond(method, url, headers, body, deadline, keep=True) as stream:
-            if stream.length is not None and stream.length > max_bytes:
-                raise NetworkError(stream.url, f"is longer than {max_bytes} bytes")
-            pieces, size = [], 0
-            for piece in stream:
-                size += len(piece)
-                if size > max_bytes:
-                    raise NetworkError(stream.url, f"is longer than {max_bytes} bytes")
-                pieces.append(piece)
-            return Response(stream.status, stream.headers, b"".join(pieces), stream.url)
+            return _whole(stream, max_bytes)
+
+    def pipeline(
+        self,
+        urls: Sequence[str],
+        *,
+        max_bytes: int = 1 << 20,
+        timeout: float | None = None,
+    ) -> Iterator[Response]:
+        """GET several small things from one server by one connection, without waiting in between.
+
+        Where the server doesn't go on after some answers, the rest is asked for one by one.
+
+        Args:
+            urls: of one server; redirects are followed.
+            max_bytes: longest answer that is taken.
+            timeout: seconds for everything together.
+
+        Yields:
+            The answers in the order of the URLs.
+
+        Raises:
+            UnreachableError: the server can't be connected to.
+            NetworkError: there is no complete answer in that time and size.
+        """
+        deadline = self._deadline(timeout)
+        targets = [split(url) for url in urls]
+        done = 0
+        if len(targets) > 1:
+            for response in self._pipelined(targets, deadline, max_bytes):
+                if response.status in _REDIRECTS:
+                    break
+                done += 1
+                yield response
+        for url in urls[done:]:
+            with self._respond("GET", url, None, None, deadline, keep=True) as stream:
+                yield _whole(stream, max_bytes)
+
+    def _pipelined(
+        self, targets: Sequence[Target], deadline: Deadline, max_bytes: int
+    ) -> Iterator[Response]:
+        """The answers that come on one connection, maybe none."""
+        target = targets[0]
+        headers = {"User-Agent": USER_AGENT, "Connection": "keep-alive", "Host": target.authority}
+        proxy = self._proxy(target)
+        key = (target.scheme, target.host, target.port, proxy)
+        connection = self._take(key)
+        if connection is None:
+            with reasons(target.name, UnreachableError):
+                connection = Connection(key, self._connect(target, proxy, deadline))
+        complete = False
+        try:
+            answers = connection.pipeline("GET", targets, headers, None, deadline)
+            for number, each in enumerate(targets):
+                with reasons(each.name):
+                    try:
+                        answer = next(answers, None)
+                    except (EOFError, ConnectionError):
+                        return  # those that are left are asked for one by one
+                if answer is None:
+                    return
+                response = _whole(Stream(each.name, answer, deadline, connection), max_bytes)
+                complete = number + 1 == len(targets)
+                yield response
+        finally:
+            if connection.response is not None:
+                connection.response.close()
+                connection.response = None
+            if complete and connection.is_open():
+                self._put(connection)
+            else:
+                connection.close()
 
     @contextmanager
     def stream(
@@ -357,3 +420,16 @@ class HttpClient:
             if self._tls is None:
                 self._tls = ssl.create_default_context()
             return self._tls
+
+
+def _whole(stream: Stream, max_bytes: int) -> Response:
+    """The answer with its whole body, if that isn't too long."""
+    if stream.length is not None and stream.length > max_bytes:
+        raise NetworkError(stream.url, f"is longer than {max_bytes} bytes")
+    pieces, size = [], 0
+    for piece in stream:
+        size += len(piece)
+        if size > max_bytes:
+            raise NetworkError(stream.url, f"is longer than {max_bytes} bytes")
+        pieces.append(piece)
+    return Response(stream.status, stream.headers, b"".join(pieces), stream.url)

@@ -11,7 +11,7 @@ import io
 import re
 import select
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -186,25 +186,58 @@ class Connection:
             OSError: the connection broke, or time is up.
             MalformedError: the header is none, or too long.
         """
+        return next(self.pipeline(method, [target], headers, body, deadline))
+
+    def pipeline(
+        self,
+        method: str,
+        targets: Sequence[Target],
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: Deadline,
+    ) -> Iterator[Answer]:
+        """Send several requests at once (RFC 9112, section 9.3.2) and give the answers in order.
+
+        The body of each has to be read to its end before the next is asked for. The server may
+        close the connection after any answer; there are fewer then.
+
+        Raises:
+            EOFError: the server closed the connection without any answer.
+            OSError: the connection broke, or time is up.
+            MalformedError: a header is none, or too long.
+        """
         wire = self._wire
         wire.deadline = deadline
-        path, sent = target.path, dict(headers)
-        if wire.proxy is not None:
-            path = target.url
-            if wire.proxy.authorization:
-                sent["Proxy-Authorization"] = wire.proxy.authorization
-        message = httpmessage.request(method, path, sent, body)
+        message = b""
+        for target in targets:
+            path, sent = target.path, dict(headers)
+            if wire.proxy is not None:
+                path = target.url
+                if wire.proxy.authorization:
+                    sent["Proxy-Authorization"] = wire.proxy.authorization
+            message += httpmessage.request(method, path, sent, body)
         wire.header_left = MAX_HEADER
         wire.sendall(message)
         reader = wire.reader()
-        try:
-            self.response = Answer(reader, method)
-        except BaseException:
-            reader.close()
-            raise
-        wire.header_left = None
-        self._open = self.response.keeps
-        return self.response
+        for number in range(len(targets)):
+            wire.header_left = MAX_HEADER
+            try:
+                self.response = Answer(reader, method)
+            except EOFError:
+                reader.close()
+                self._open = False
+                if number:
+                    return
+                raise
+            except BaseException:
+                reader.close()
+                raise
+            wire.header_left = None
+            last = number + 1 == len(targets)
+            self._open = self.response.keeps and last
+            yield self.response
+            if not self.response.keeps:
+                return
 
     def is_open(self) -> bool:
         """Whether both sides mean to use it again."""

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from narswarm import narinfo, storepath
@@ -25,7 +25,7 @@ from narswarm.narinfocache import NarinfoCache
 
 if TYPE_CHECKING:
     from narswarm.acl import Acl
-    from narswarm.httpclient import HttpClient
+    from narswarm.httpclient import HttpClient, Response
 
 __all__ = ["NarinfoCache", "NarinfoLookup"]
 
@@ -46,6 +46,12 @@ BREAK: Final = 10.0
 
 MAX_FAILURES: Final = 3
 """Answers in a row that a server may break off until it is left alone, too."""
+
+PER_CONNECTION: Final = 8
+"""Narinfos for which one connection is enough; there are more connections for more."""
+
+BATCH: Final = 64
+"""Narinfos that are asked for by one connection without waiting for answers."""
 
 SILENCE: Final = 2.0
 """Seconds in which a server that is well answers at least one of several requests."""
@@ -144,17 +150,39 @@ class NarinfoLookup:
         Raises:
             NetworkError: the server can't be asked.
         """
-        hash_part = _hash_part(path)
+        return next(self.ask_many(server, [path], timeout))
+
+    def ask_many(
+        self, server: str, paths: Sequence[str], timeout: float
+    ) -> Iterator[Narinfo | None]:
+        """Give what one server has for each of some paths, asked by one connection.
+
+        Raises:
+            NetworkError: the server can't be asked; those that were given still count.
+        """
         now = self._clock()
-        cached = self._cache.get(server, hash_part, now) if self._cache else None
-        if cached is not None and cached.fresh:
-            return self._judge(cached.raw, server, path)
-        with self._lock:
-            self._waiting.setdefault(server, now)
-        url = f"{server}/{hash_part}.narinfo"
-        response = self._client.request(
-            "GET", url, max_bytes=narinfo.MAX_BYTES, timeout=max(timeout, 0.001)
-        )
+        known: dict[str, Narinfo | None] = {}
+        for path in paths:
+            cached = self._cache.get(server, _hash_part(path), now) if self._cache else None
+            if cached is not None and cached.fresh:
+                known[path] = self._judge(cached.raw, server, path)
+        unknown = [path for path in paths if path not in known]
+        responses: Iterator[Response] = iter(())
+        if unknown:
+            with self._lock:
+                self._waiting.setdefault(server, now)
+            urls = [f"{server}/{_hash_part(path)}.narinfo" for path in unknown]
+            responses = self._client.pipeline(
+                urls, max_bytes=narinfo.MAX_BYTES, timeout=max(timeout, 0.001)
+            )
+        for path in paths:
+            if path in known:
+                yield known[path]
+            else:
+                yield self._take(server, path, next(responses), now)
+
+    def _take(self, server: str, path: str, response: Response, now: float) -> Narinfo | None:
+        """Keep an answer, and give it if it counts."""
         age = _MAX_AGE.search(response.headers.get("cache-control", "").lower())
         raw, ttl = None, float(ERROR_TTL)
         if response.status == 200 and _names(response.body, path):
@@ -163,7 +191,7 @@ class NarinfoLookup:
         elif response.status in _MISSES:
             ttl = min(max(int(age[1]), MISS_TTL), MAX_MISS_TTL) if age else MISS_TTL
         if self._cache is not None:
-            self._cache.put(server, hash_part, raw, now, ttl)
+            self._cache.put(server, _hash_part(path), raw, now, ttl)
         return self._judge(raw, server, path)
 
     def stale(self, path: str) -> Narinfo | None:
@@ -271,7 +299,8 @@ class _Search:
         """Search for at most `timeout` seconds and give what was found."""
         self._end = self._begin + timeout
         for rank in range(len(self._lookup.servers)):
-            for _ in range(min(self._lookup.workers, len(self._paths))):
+            needed = -(-len(self._paths) // PER_CONNECTION)
+            for _ in range(min(self._lookup.workers, needed)):
                 # A thread may hang in the resolver: it must not keep the process from ending.
                 threading.Thread(target=self._work, args=(rank,), daemon=True).start()
         with self._changed:
@@ -293,25 +322,40 @@ class _Search:
 
     def _work(self, rank: int) -> None:
         """Ask one server for one path after another."""
-        lookup, server = self._lookup, self._lookup.servers[rank]
+        server = self._lookup.servers[rank]
         try:
-            while (index := self._next(rank)) is not None:
-                answer, was_asked = None, True
-                try:
-                    answer = lookup.ask(server, self._paths[index], self._end - time.monotonic())
-                    lookup.succeeded(server)
-                except NetworkError as error:
-                    was_asked = False
-                    lookup.failed(server, error, in_time=time.monotonic() < self._end)
-                with self._changed:
-                    self._settle(rank, index, answer, was_asked=was_asked)
+            while batch := self._next(rank):
+                self._ask(rank, server, batch)
         except BaseException as error:  # noqa: BLE001 - raised again by run()
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _next(self, rank: int) -> int | None:
-        """Wait for a path for which it is this server's turn; None when there will be no more."""
+    def _ask(self, rank: int, server: str, batch: Sequence[int]) -> None:
+        """Ask for some paths, and settle each as its answer comes."""
+        lookup = self._lookup
+        answers = lookup.ask_many(
+            server, [self._paths[index] for index in batch], self._end - time.monotonic()
+        )
+        for number, index in enumerate(batch):
+            try:
+                answer = next(answers)
+                lookup.succeeded(server)
+            except NetworkError as error:
+                lookup.failed(server, error, in_time=time.monotonic() < self._end)
+                with self._changed:
+                    # Of those behind it nothing is known: another connection may ask for them.
+                    self._settle(rank, index, None, was_asked=False)
+                    for other in reversed(batch[number + 1 :]):
+                        self._taken[rank].discard(other)
+                        self._ready[rank].appendleft(other)
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._settle(rank, index, answer, was_asked=True)
+
+    def _next(self, rank: int) -> list[int]:
+        """Wait for paths for which it is this server's turn; none when there will be no more."""
         turn = self._begin + rank * self._lookup.hedge
         taken, ready, late = self._taken[rank], self._ready[rank], self._late[rank]
         with self._changed:
@@ -321,18 +365,24 @@ class _Search:
                     for index in self._open - taken:
                         taken.add(index)
                         self._settle(rank, index, None, was_asked=False)
-                    return None
-                while ready or (is_turn and late):
+                    return []
+                batch: list[int] = []
+                while len(batch) < self._share(rank) and (ready or (is_turn and late)):
                     index = (ready or late).popleft()
                     if index in self._open and index not in taken:
                         taken.add(index)
                         # What the cache has said no to need not be asked again.
                         if rank not in self._answers[index]:
-                            return index
-                if is_turn:
-                    return None
+                            batch.append(index)
+                if batch or is_turn:
+                    return batch
                 self._changed.wait(turn - time.monotonic())
-        return None
+        return []
+
+    def _share(self, rank: int) -> int:
+        """How many paths one connection asks for at a time."""
+        waiting = max(len(self._ready[rank]), len(self._late[rank]))
+        return max(PER_CONNECTION, min(BATCH, waiting // self._lookup.workers))
 
     def _settle(self, rank: int, index: int, answer: Narinfo | None, *, was_asked: bool) -> None:
         """Note an answer; pass the path on to the next server or be done with it."""

@@ -779,3 +779,39 @@ def test_lazy_loading() -> None:
         "sys.exit('ssl' in sys.modules or 'http.client' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pipeline(server: Server, client: HttpClient) -> None:
+    """Several requests go out together, on one connection, which is kept."""
+    urls = [f"{server.url}{path}" for path in ("/x", "/missing", "/empty", "/chunked")]
+    for _ in range(2):
+        responses = list(client.pipeline(urls))
+        assert [response.status for response in responses] == [200, 404, 200, 200]
+        assert [response.body for response in responses][2:] == [b"", b"hello"]
+        assert [response.url for response in responses] == urls
+
+
+@pytest.mark.parametrize("answers", [0, 1, 2, 3])
+def test_pipeline_that_breaks_off(client: HttpClient, answers: int) -> None:
+    """What a server doesn't answer on the first connection is asked for again, one by one."""
+
+    def script(connection: socket.socket, number: int) -> None:
+        if number == 0:
+            connection.sendall(GOOD * answers)
+        else:
+            connection.sendall(GOOD)
+
+    with scripted(script) as url:
+        responses = list(client.pipeline([f"{url}/{number}" for number in range(3)]))
+        assert [response.body for response in responses] == [b"ok"] * 3
+
+
+def test_pipeline_limits(client: HttpClient) -> None:
+    """Each answer has its limit."""
+    long = b"HTTP/1.1 200 OK\r\nContent-Length: 101\r\n\r\n" + b"x" * 101
+    with scripted(answer(GOOD, long)) as url:
+        made = client.pipeline([f"{url}/a", f"{url}/b"], max_bytes=100)
+        assert next(made).body == b"ok"
+        with pytest.raises(NetworkError) as error:
+            next(made)
+        assert str(error.value) == f"{url}/b: is longer than 100 bytes"

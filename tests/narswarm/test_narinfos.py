@@ -314,7 +314,7 @@ def test_failure_after_silence(
         clock.now += narinfos.SILENCE
         raise error
 
-    monkeypatch.setattr(client, "request", request)
+    monkeypatch.setattr(client, "pipeline", request)
     with pytest.raises(NetworkError):
         lookup.ask(url, APP, 1)
     lookup.failed(url, error, in_time=False)
@@ -356,7 +356,10 @@ def test_server_that_breaks_off(client: HttpClient, clock: Clock, servers: list[
     lookup = NarinfoLookup(client, [servers[0].url], TRUSTED, clock=clock, workers=1)
     warnings: list[str] = []
     assert lookup.find(PATHS, PATIENT, warnings.append) == {}
-    assert len(servers[0].requests) == narinfos.MAX_FAILURES
+    asked = len(servers[0].requests)
+    assert asked <= narinfos.MAX_FAILURES * len(PATHS)
+    assert lookup.find(PATHS, PATIENT) == {}
+    assert len(servers[0].requests) == asked
     assert warnings == [f"{servers[0].url}: ended before its end"]
 
 
@@ -509,3 +512,31 @@ def test_server_urls(client: HttpClient) -> None:
     """Servers are named without a slash at the end, and once."""
     lookup = NarinfoLookup(client, ["http://a/", "http://b/x", "http://a"], TRUSTED)
     assert lookup.servers == ("http://a", "http://b/x")
+
+
+def test_few_connections_serve_many_paths(servers: list[Server], client: HttpClient) -> None:
+    """Requests are sent without waiting; a server that doesn't like it gets single ones."""
+    server = servers[0]
+    server.serve(*PATHS)
+    lookup = NarinfoLookup(client, [server.url], TRUSTED)
+    assert list(lookup.find(PATHS, PATIENT)) == PATHS
+    assert sorted(server.requests) == sorted(f"/{path[11:43]}.narinfo" for path in PATHS)
+    for path in PATHS[::2]:
+        server.say(path, Answer(NARINFOS[path], headers={"Connection": "close"}))
+    assert list(lookup.find(PATHS, PATIENT)) == PATHS
+
+
+def test_a_server_that_breaks_off_between_answers(client: HttpClient) -> None:
+    """What it did answer counts; the rest is asked for again."""
+    server = Server()
+    server.serve(*PATHS)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        lookup = NarinfoLookup(client, [server.url], TRUSTED)
+        server.say(PATHS[1], Answer(b"x", 500))
+        assert list(lookup.find(PATHS, PATIENT)) == [PATHS[0], *PATHS[2:]]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
