@@ -71,8 +71,7 @@ class Measured(NamedTuple):
 @contextlib.contextmanager
 def ours(engine: str, directory: Path, port: int, hashes: list[bytes]) -> Iterator[list[int]]:
     """Run this tracker with an engine; give its processes."""
-    os.environ["NARSWARM_TRACKER_ENGINE"] = engine
-    with udp.ours(directory, port, hashes) as pids:
+    with udp.ours(engine, directory, port, hashes) as pids:
         yield pids
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from tracker.announcer import Announcer
 from tracker.blocks import BlockList
+from tracker.front import Front
 from tracker.metrics import Action, Family, Metrics, Outcome, Protocol, RequestKey
 from tracker.policy import Policy
 from tracker.swarms import Answer, Limits, Selection
@@ -209,6 +210,7 @@ class NativeAnnouncer(Announcer):
         metrics: Metrics | None = None,
     ) -> None:
         self._native = swarms
+        self._front: Front | None = None
         super().__init__(policy, swarms, is_listed, rng, metrics)
         swarms.decide(policy)
         self.metrics.engine = "native"
@@ -229,6 +231,19 @@ class NativeAnnouncer(Announcer):
         """Go on with other decisions of the operator."""
         super().reconfigure(policy, limits)
         self._native.decide(policy)
+        if self._front is not None:
+            self._front.reconfigure(policy.trusted_proxies)
+
+    def open_front(self, sockets: Sequence[socket.socket]) -> Front:
+        """Make what answers HTTP from listening sockets, and keep it up to date.
+
+        Args:
+            sockets: where it accepts; they stay the caller's.
+        """
+        self._front = Front(
+            _native.HttpFront, self._native.core, sockets, self._policy.trusted_proxies
+        )
+        return self._front
 
 
 class NativeUdpServer:

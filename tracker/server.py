@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
-from gunicorn.workers.gthread import ThreadWorker
 
 from narswarm.errors import BusyError, SettingsError
 from narswarm.sdnotify import Notifier
@@ -32,6 +31,7 @@ from tracker.aclfile import AclFile
 from tracker.admin import Admin
 from tracker.announcer import Announcer
 from tracker.app import TrackerApp
+from tracker.front import Front, FrontWorker
 from tracker.index import Index
 from tracker.native import NativeAnnouncer, NativeSwarms, NativeUdpServer
 from tracker.policy import Policy
@@ -174,7 +174,7 @@ class _OneWorkerArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     handle_ttin = handle_ttou = handle_usr2 = _ignore
 
 
-class DeadlineWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+class DeadlineWorker(FrontWorker):
     """A worker whose threads can't be held for ever by clients that send, or read, slowly."""
 
     notifier = Notifier({}, 0)
@@ -224,6 +224,8 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self._reload = reload or (lambda: settings)
         self._admin: Admin | None = None
         self._announcer: Announcer | None = None
+        self.front: Front | None = None
+        """What accepts connections of HTTP, where it isn't gunicorn."""
         self._sockets = sockets
         self._udp_sockets = udp_sockets
         # Taken before gunicorn could say that it is ready when its worker isn't.
@@ -270,6 +272,8 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self._announcer = announcer = _make_announcer(settings.policy(), swarms, is_listed, rng)
         if isinstance(swarms, NativeSwarms) and not settings.open:
             index.watch(swarms)
+        if isinstance(announcer, NativeAnnouncer):
+            self.front = announcer.open_front(self._sockets)
         acl_file = AclFile(settings.acl, index)
         acl_file.refresh()
         app = TrackerApp(settings, index, announcer, acl_file)
@@ -294,7 +298,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         if self._admin is not None:
             self._admin.request_reload()
 
-    def _end(self, _arbiter: Arbiter, _worker: ThreadWorker) -> None:
+    def _end(self, _arbiter: Arbiter, _worker: DeadlineWorker) -> None:
         """Write down what should last; in the worker, when it ends."""
         if self._admin is not None:
             self._admin.stop()
