@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from narswarm.control import ControlServer, Conversation
 from narswarm.errors import ExitCode
 from seeder import cli
 from tests.seeder.conftest import Server, World
@@ -220,3 +222,74 @@ def test_help() -> None:
     text = CliRunner().invoke(cli.seeder, ["run", "--help"]).output
     for option in ("--state", "--store-db", "--nars", "--acl", "--tracker", "--substitute-url"):
         assert option in text
+
+
+def ask(*arguments: str) -> tuple[int, str]:
+    """Run a command in this process; its exit code and output."""
+    done = CliRunner().invoke(cli.seeder, [*arguments], standalone_mode=True)
+    return done.exit_code, done.output
+
+
+def test_commands_that_ask_a_seeder(tmp_path: Path) -> None:
+    """Each says what was done, to people and to programs."""
+    item = "/gnu/store/00000000000000000000000000000001-hello"
+    asked: list[Mapping[str, Any]] = []
+
+    def note(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked.append(request)
+        return {"store_path": item} if "store_path" in request else {"paused": True}
+
+    def listed(_request: Mapping[str, Any], conversation: Conversation) -> None:
+        offered = {"store_path": item, "offered": True, "reason": "vouched for"}
+        conversation.send({"items": [offered | {"length": 2048, "uploaded": 10}], "more": True})
+        other = {"store_path": f"{item}\x1b", "offered": False, "reason": "not vouched for"}
+        conversation.send({"items": [other], "more": False})
+
+    operations = dict.fromkeys(("pause", "resume", "add", "remove"), note)
+    server = ControlServer(tmp_path, operations, streams={"list": listed})
+    state = ("--state", str(tmp_path))
+    assert ask("pause", *state) == (0, "nothing is seeded now\n")
+    assert ask("resume", *state) == (0, "everything is seeded again\n")
+    assert ask("remove", item, *state) == (0, f"{item} is no longer offered\n")
+    assert ask("add", item, item, *state) == (0, f"{item} is offered\n" * 2)
+    code, text = ask("pause", "--json", *state)
+    assert (code, json.loads(text)) == (0, {"paused": True})
+    assert [request["op"] for request in asked] == [
+        "pause",
+        "resume",
+        "remove",
+        "add",
+        "add",
+        "pause",
+    ]
+    code, text = ask("list", *state)
+    lines = text.splitlines()
+    assert code == 0
+    assert (
+        lines[0] == "+    2.0 KiB       10 B  00000000000000000000000000000001-hello: vouched for"
+    )
+    assert lines[1].startswith(f"-                        {name}")
+    assert "\x1b" not in text
+    code, text = ask("list", "--json", *state)
+    assert [each["offered"] for each in json.loads(text)] == [True, False]
+    server.close()
+
+
+def test_a_doctor_says_what_is_broken(world: World) -> None:
+    """By its exit code, too; warnings are none."""
+    file = world.root / "narswarm.toml"
+    file.write_text(f'[seeder]\nacl = "{world.acl}"\nnars = "{world.nars}"\n', encoding="utf-8")
+    arguments = ("doctor", "--config", str(file), "--state", str(world.root / "state"))
+    code, text = ask(*arguments)
+    assert code == ExitCode.FAILED
+    assert "failed   seeder: " in text
+    assert f"ok       ACL: {world.acl} has 1 keys\n" in text
+    assert "warning  items: there are none\n" in text
+    (world.root / "state").mkdir()
+    server = ControlServer(world.root / "state", {"status": lambda _request: ANSWER})
+    code, text = ask(*arguments, "--json")
+    server.close()
+    assert code == 0
+    findings = {finding["check"]: finding["verdict"] for finding in json.loads(text)}
+    assert findings["seeder"] == "ok"
+    assert findings["trackers"] == "warning"
