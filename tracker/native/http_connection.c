@@ -107,7 +107,10 @@ static enum waiting flush(struct connection *connection)
 /* Send the first `size` bytes of `front->out`, and keep what can't be sent now; as flush(). */
 static enum waiting send_out(struct http_front *front, struct connection *connection, size_t size)
 {
-    ssize_t sent = send(connection->descriptor, front->out, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    /* The end of the connection follows at once, and goes along in the last packet. */
+    int more = connection->closing ? MSG_MORE : 0;
+    ssize_t sent =
+        send(connection->descriptor, front->out, size, MSG_DONTWAIT | MSG_NOSIGNAL | more);
     if (sent < 0 && errno != EAGAIN)
         return GONE;
     size_t done = sent < 0 ? 0 : (size_t)sent;
