@@ -33,7 +33,13 @@ class NobodyLeftError(NarswarmError):
 class Runner(Protocol):
     """What a source sees of the race."""
 
-    def source(self, url: str, total: int | None, done: Callable[[], int]) -> None:
+    def source(
+        self,
+        url: str,
+        total: int | None,
+        done: Callable[[], int],
+        label: Callable[[], str] | None = None,
+    ) -> None:
         """Take note that somebody was found who has the item; see `Report.source`."""
 
     @property
@@ -64,7 +70,13 @@ class NarSource(Protocol):
 class Shown(Protocol):
     """What the user sees: a `substituter.report.Report`."""
 
-    def source(self, url: str, total: int | None, done: Callable[[], int]) -> None:
+    def source(
+        self,
+        url: str,
+        total: int | None,
+        done: Callable[[], int],
+        label: Callable[[], str] | None = None,
+    ) -> None:
         """Say where the item comes from now."""
 
 
@@ -241,7 +253,9 @@ class Lane:
         self._callbacks: list[Callable[[], None]] = []
         self._meter = Meter()
         self._since = self._last = contest.clock()
-        self._found: tuple[str, int | None, Callable[[], int]] | None = None
+        self._found: tuple[str, int | None, Callable[[], int], Callable[[], str] | None] | None = (
+            None
+        )
         self._position = 0
         self._full = False
         self._waiting = 0
@@ -260,10 +274,16 @@ class Lane:
         with self._contest.changed:
             return self._contest.is_alone(self.way)
 
-    def source(self, url: str, total: int | None, done: Callable[[], int]) -> None:
+    def source(
+        self,
+        url: str,
+        total: int | None,
+        done: Callable[[], int],
+        label: Callable[[], str] | None = None,
+    ) -> None:
         """Take note that somebody was found who has the item."""
         with self._contest.changed:
-            self._found = (url, total, done)
+            self._found = (url, total, done, label)
 
     def on_drop(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the lane is dropped; the last one given counts."""

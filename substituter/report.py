@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -54,6 +55,7 @@ class Report:
         trace: whether the client wants `@ download-…` lines.
         columns: the width of its terminal.
         write: where text goes.
+        clock: seconds from any start.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Report:
         trace: bool,
         columns: int,
         write: Callable[[str], None] = write_stderr,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._destination = destination
         self._name = name
@@ -76,6 +79,9 @@ class Report:
         self._total: int | None = None
         self._done: Callable[[], int] = int
         self._last = -1
+        self._label: Callable[[], str] = str
+        self._clock = clock
+        self._started = (clock(), 0)
         self._thread = threading.Thread(target=self._beat, name="report", daemon=True)
 
     def __enter__(self) -> Self:
@@ -93,7 +99,13 @@ class Report:
         self._closed.set()
         self._thread.join()
 
-    def source(self, url: str, total: int | None, done: Callable[[], int]) -> None:
+    def source(
+        self,
+        url: str,
+        total: int | None,
+        done: Callable[[], int],
+        label: Callable[[], str] | None = None,
+    ) -> None:
         """Say where the item comes from now.
 
         Args:
@@ -101,8 +113,14 @@ class Report:
                 (the client's terminal code fails on such a URL).
             total: bytes to transfer, None when unknown.
             done: gives the bytes transferred so far.
+            label: gives what people call it by now, such as `swarm, 7 peers`.
         """
+        if label and not url.startswith("http"):
+            # Clients show what is behind the last slash, and can't have spaces.
+            url = f"{url},{label().replace(', ', ',').replace(' ', '-')}"
         with self._lock:
+            self._label = label or str
+            self._started = (self._clock(), done())
             self._url, self._total, self._done, self._last = url, total, done, -1
             if self._trace:
                 size = "-" if total is None else total
@@ -149,13 +167,22 @@ class Report:
             self._write(f"\r\x1b[K{self._line(done)}")
 
     def _line(self, done: int) -> str:
-        mebibytes = f"{done / 2**20:.1f}MiB"
+        """The bar as Guix draws it, with the source's name where there is room for it."""
+        begin, at_first = self._started
+        seconds = max(self._clock() - begin, 0.001)
+        rate = max(0, done - at_first) / seconds
+        size = f"{done / 2**20:.1f}MiB"
+        speed = f"{rate / 2**20:.1f}MiB/s {int(seconds) // 60:02}:{int(seconds) % 60:02}"
+        label = self._label()
+        source = f"  {label}" if label else ""
         if not self._total:
-            return f" {self._name}  {mebibytes}"[: self._columns]
+            return f" {self._name}  {size}  {speed}{source}"[: self._columns]
         share = min(1.0, done / self._total)
-        text = f" {self._name}  {mebibytes}  {share:4.0%} "
-        room = self._columns - len(text) - 2
-        if room < 10:
-            return text[: self._columns]
-        filled = int(share * room)
-        return f"{text}[{'#' * filled}{' ' * (room - filled)}]"
+        end = f"{share:6.1%}"
+        for left in (f" {self._name}{source}", f" {self._name}"):
+            right = f"  {size}  {speed} "
+            room = self._columns - len(left) - len(right) - len(end) - 2
+            if room >= 5:
+                filled = int(share * room)
+                return f"{left}{right}[{'#' * filled}{' ' * (room - filled)}]{end}"
+        return f" {self._name}  {size} {end}"[: self._columns]

@@ -13,7 +13,7 @@ from narswarm.download import Progress, SwarmStalledError
 from narswarm.errors import NetworkError
 from narswarm.fetchclient import Fetching, SeederClient, Source, SourceChangedError, Wanted
 from substituter.contest import Runner
-from substituter.sources import THREADS, Patience
+from substituter.sources import THREADS, Patience, swarm_label
 
 _LOOK: Final = 0.1
 """Seconds between two looks whether the item is still wanted."""
@@ -62,7 +62,12 @@ class SeederSource:
             if source.infohash in self._refused:
                 raise NetworkError(self.key, "was wrong before")
             url = f"bittorrent://{source.infohash}/{self._name}"
-            runner.source(url, source.length, lambda: fetching.progress().done)
+            runner.source(
+                url,
+                source.length,
+                lambda: fetching.progress().done,
+                lambda: swarm_label(fetching.progress().peers),
+            )
             chunks = fetching.chunks(
                 stall=lambda progress: (
                     runner.dropped

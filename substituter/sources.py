@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from narswarm import compression, narinfo
 from narswarm.errors import NetworkError
 from narswarm.httpclient import HttpClient
+from narswarm.httpwire import split
 from substituter.contest import Runner
 from substituter.nargate import exactly
 
@@ -96,7 +97,12 @@ class SwarmSource:
         begin = time.monotonic()
         try:
             url = f"bittorrent://{self.candidate.infohash}/{self._name}"
-            runner.source(url, self.candidate.length, lambda: _done(download))
+            runner.source(
+                url,
+                self.candidate.length,
+                lambda: _progress(download).done,
+                lambda: swarm_label(_progress(download).peers),
+            )
             chunks = download.chunks(
                 stall=lambda progress: (
                     runner.dropped
@@ -153,7 +159,7 @@ class HttpSource:
             size = response.length or self._source.file_size
             if size is None and kind == "none":
                 size = self._nar_size
-            runner.source(url, size, lambda: done)
+            runner.source(url, size, lambda: done, lambda: split(url).host)
             chunks = counted(iter(response))
             if kind == "none":
                 yield exactly(chunks, self._nar_size)
@@ -161,8 +167,15 @@ class HttpSource:
                 yield compression.decompress(chunks, kind, limit=self._nar_size, subject=url)
 
 
-def _done(download: Download) -> int:
+def swarm_label(peers: int) -> str:
+    """What people call a swarm."""
+    return f"swarm, {peers} peer{'' if peers == 1 else 's'}"
+
+
+def _progress(download: Download) -> Progress:
+    from narswarm.swarm import Progress  # noqa: PLC0415 -- loaded by then
+
     try:
-        return download.progress().done
+        return download.progress()
     except NetworkError:
-        return 0  # it is over; the reader says why
+        return Progress(0, 0, 0, 0, 0.0, 0)  # it is over; the reader says why

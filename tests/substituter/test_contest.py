@@ -64,9 +64,15 @@ class Shown:
     def __init__(self) -> None:
         self.urls: list[str] = []
 
-    def source(self, url: str, total: int | None, done: Callable[[], int]) -> None:
+    def source(
+        self,
+        url: str,
+        total: int | None,
+        done: Callable[[], int],
+        label: Callable[[], str] | None = None,
+    ) -> None:
         """Note whose bytes are read."""
-        del total, done
+        del total, done, label
         self.urls.append(url)
 
 

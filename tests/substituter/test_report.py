@@ -126,3 +126,34 @@ def test_strangers_forge_no_lines(capfd: pytest.CaptureFixture[str], text: str, 
     report.warn(text)
     assert capfd.readouterr().err == f"substituter: {shown}\n"
     assert f"substituter: {shown}\n" in screen.text
+
+
+def test_the_source_is_named_by_what_people_call_it() -> None:
+    """In a trace behind the item's name, without spaces; a server's URL says it already."""
+    screen = Screen()
+    with Report(DEST, "lab-app", trace=True, columns=79, write=screen) as shown:
+        shown.source(URL, 411, lambda: 0, lambda: "swarm, 7 peers")
+        shown.source("http://h/nar/x", 411, lambda: 0, lambda: "h")
+    assert f"@ download-started {DEST} {URL},swarm,7-peers 411\n" in screen.text
+    assert f"@ download-started {DEST} http://h/nar/x 411\n" in screen.text
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (100, f" lab-app  swarm, 7 peers  50.0MiB  25.0MiB/s 00:02 [{'#' * 20}{' ' * 21}] 50.0%"),
+        (60, " lab-app  50.0MiB  25.0MiB/s 00:02 [########         ] 50.0%"),
+        (30, " lab-app  50.0MiB  50.0%"),
+    ],
+)
+def test_the_bar_is_as_guix_draws_it(columns: int, line: str) -> None:
+    """Size, rate, time and share; the source where there is room."""
+    screen, now = Screen(), [0.0]
+    shown = Report(
+        DEST, "lab-app", trace=False, columns=columns, write=screen, clock=lambda: now[0]
+    )
+    done = [0]
+    shown.source(URL, 100 << 20, lambda: done[0], lambda: "swarm, 7 peers")
+    now[0], done[0] = 2.0, 50 << 20
+    shown._show(done[0])
+    assert screen.text.endswith(f"\r\x1b[K{line}")
