@@ -4,8 +4,8 @@
  *
  * Most connections never wait: what was accepted has its request there already (TCP_DEFER_ACCEPT),
  * is answered and closed with five calls of the system. Only one that has to wait for something is
- * registered with epoll (edge-triggered), stands in a list by what it waits for, in which the oldest
- * is the first to be too late, and counts for its address.
+ * registered with epoll (edge-triggered), stands in a list (http_waiting.c) and counts for its
+ * address.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -27,7 +27,8 @@
 #define ACCEPTS 64         /* connections taken from a listener before others have a turn */
 #define PAUSE_MS 100       /* no connections are accepted for so long without descriptors */
 #define STOP_MS 3000       /* to send what is being sent, when it is told to stop */
-#define NOT_A_CONNECTION 0xffffff00u /* listeners begin here, in the lower half of an event's data */
+/* Where listeners begin in the lower half of an event's data. */
+#define NOT_A_CONNECTION 0xffffff00u
 #define WAKE 0xffffffffu
 
 static uint64_t milliseconds(void)

@@ -131,9 +131,9 @@ static bool take(struct http_front *front, const struct connection *connection, 
     return recv(connection->descriptor, front->in, size, MSG_DONTWAIT) == (ssize_t)size;
 }
 
-/* Let the kernel take more. A rest that is only looked at can be the end of a large piece, most of
- * which was answered; until all of it is taken it fills the kernel's buffer as a whole, and the rest
- * of the rest would have no room. */
+/* Let the kernel take more. What is only looked at can be the end of a large piece, most of which
+ * was answered. Until all of that piece is taken it fills the kernel's buffer as a whole, and there
+ * would be no room for the rest of the head. */
 static void widen(struct connection *connection)
 {
     int bytes = RECEIVE_BYTES;

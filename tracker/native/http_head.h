@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
  *
- * Heads of HTTP requests: where they end, whether they are plain announces or scrapes, and from whom.
+ * Heads of HTTP requests: where they end, whether they are plain announces or scrapes, and whose.
  *
  * Nothing here does input or output.
  */
@@ -17,11 +17,11 @@
 enum http_scanned {
     HTTP_MORE,      /* the head isn't complete */
     HTTP_WHOLE,     /* it is */
-    HTTP_MALFORMED, /* no head will come of it: control characters, or lines that don't end in CRLF */
+    HTTP_MALFORMED, /* it never will be: control characters, or lines that don't end in CRLF */
 };
 
 /* Look for the end of a head.
- * seen: how many bytes were looked at before; updated, and with HTTP_WHOLE the length of the head. */
+ * seen: how many bytes were looked at before; updated. With HTTP_WHOLE the length of the head. */
 enum http_scanned http_scan(const uint8_t *data, size_t size, size_t *seen);
 
 /* An announce or a scrape, as far as HTTP is concerned. Pointers are into the head. */
@@ -52,7 +52,7 @@ size_t http_client_address(const struct http_proxies *proxies, const uint8_t *re
                            size_t remote_bytes, const char *forwarded, size_t forwarded_size,
                            uint8_t address[16]);
 
-/* An address as a socket tells it, with IPv4 out of IPv6. Writes 4 or 16 bytes, returns how many. */
+/* An address as a socket tells it, IPv4 out of IPv6. Writes 4 or 16 bytes, and returns how many. */
 size_t http_normal_address(const uint8_t *raw, size_t raw_bytes, uint8_t address[16]);
 
 #endif

@@ -22,7 +22,7 @@
 enum waiting { IDLE, HEAD, WRITE, DRAIN, WAITINGS, GONE = WAITINGS };
 
 struct connection {
-    struct connection *older, *newer;             /* of those that wait for the same; or free ones */
+    struct connection *older, *newer;             /* of those that wait for the same; free ones */
     struct connection *source_older, *source_newer; /* of those of one address */
     struct source *source;                        /* none: a proxy's, or it never waited */
     uint64_t deadline;                            /* milliseconds */

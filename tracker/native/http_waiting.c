@@ -152,7 +152,8 @@ static bool enter_source(struct http_front *front, struct connection *connection
 struct connection *http_new_connection(struct http_front *front, int descriptor, size_t listener,
                                          const struct sockaddr_storage *name)
 {
-    struct connection *connection = front->free; /* one is, as http_park() keeps one more than the limit */
+    /* There is one: as many as may wait, and one more. */
+    struct connection *connection = front->free;
     front->free = connection->newer;
     uint32_t generation = connection->generation;
     *connection = (struct connection){

@@ -32,8 +32,8 @@ static int hex(uint8_t byte)
     return byte >= 'a' && byte <= 'f' ? byte - 'a' + 10 : -1;
 }
 
-/* Undo percent escapes; what isn't one stays. Writes at most `room` bytes and returns how many there
- * would be. */
+/* Undo percent escapes; what isn't one stays. Writes at most `room` bytes, and returns how many
+ * there would be. */
 static size_t unescape(const uint8_t *text, size_t size, uint8_t *out, size_t room)
 {
     size_t written = 0;
@@ -205,7 +205,7 @@ static bool read_announce(const uint8_t *query, size_t size, struct swarms_reque
         && read_optional(NUMWANT, &values[NUMWANT], &request->numwant, complaint);
 }
 
-/* Read the infohashes of a scrape, each once; see `parse_scrape`. Returns how many, 0: complaint. */
+/* Read the infohashes of a scrape, each once; see `parse_scrape`. Returns how many, or 0. */
 static size_t read_scrape(const uint8_t *query, size_t size, uint8_t *hashes,
                           struct complaint *complaint)
 {
