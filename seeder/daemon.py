@@ -274,10 +274,10 @@ class Seeder:
         parts = self._parts
         counters = parts.swarm.counters()
         parts.state.totals.count(counters["uploaded"], counters["downloaded"], time.time())
-        parts.offering.count()
+        if parts.offering.count():
+            parts.scanner.sync()
         if self._pages is not None:
             self._pages.note()
-        parts.scanner.sync()
 
     def _apply_schedule(self) -> None:
         local = time.localtime()

@@ -26,6 +26,7 @@ CREATE TABLE items (
 CREATE INDEX items_hash ON items (nar_hash);
 CREATE INDEX items_order ON items (ord);
 CREATE INDEX items_status ON items (status, due);
+CREATE INDEX items_new ON items (ord) WHERE status = 'not looked up yet';
 CREATE TABLE held (
     nar_hash BLOB PRIMARY KEY, generation INTEGER NOT NULL, there INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -187,8 +188,9 @@ class ItemTable:
         now = self._clock()
         columns = "SELECT ord, store_path, nar_hash, nar_size FROM items"
         rows = self._db.rows(
-            f"{columns} WHERE status = ? ORDER BY ord DESC LIMIT ?",
-            (NEW, limit),
+            # Not a parameter, so that SQLite sees which index is the one to use.
+            f"{columns} WHERE status = '{NEW}' ORDER BY ord DESC LIMIT ?",
+            (limit,),
         )
         if len(rows) < limit:
             rows += self._db.rows(

@@ -325,8 +325,12 @@ class Offering:
             self._take_out(offer)
             self._state.evict(offer.nar_hash)
 
-    def count(self) -> None:
-        """Note how much was sent of each payload, and how many others have it."""
+    def count(self) -> bool:
+        """Note how much was sent of each payload, and how many others have it.
+
+        Returns:
+            Whether something is no longer offered, since it was sent often enough.
+        """
         offers = {offer.infohash: offer for offer in list(self._offered.values())}
         amounts: list[tuple[bytes, int, int]] = []
         for status in self._swarm.status():
@@ -339,11 +343,11 @@ class Offering:
                 amounts.append((offer.nar_hash, sent, max(-1, status.complete - 1)))
         if amounts:
             self._state.sent(amounts, self._clock())
-        if self._ratio and amounts:
-            self._retire({nar_hash for nar_hash, _, _ in amounts})
+        return bool(self._ratio) and self._retire({nar_hash for nar_hash, _, _ in amounts})
 
-    def _retire(self, nar_hashes: Collection[bytes]) -> None:
+    def _retire(self, nar_hashes: Collection[bytes]) -> bool:
         """Offer no more what was sent often enough."""
+        retired = False
         for payload in self._state.payload_list():
             if (
                 payload.nar_hash in nar_hashes
@@ -351,6 +355,8 @@ class Offering:
                 and (known := self._state.items.of(payload.nar_hash)) is not None
             ):
                 self._state.items.mark([known.item.store_path], RATIO_REACHED)
+                retired = True
+        return retired
 
     def _drop(self, offer: Offer) -> None:
         self._take_out(offer)

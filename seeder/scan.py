@@ -148,6 +148,7 @@ class Scanner:
     # What may be offered
 
     def _vouch(self) -> None:
+        looked_up = 0
         while not self._stopping() and (batch := self._items.pending(BATCH)):
             try:
                 seen = self.vouch_for(batch)
@@ -159,11 +160,13 @@ class Scanner:
                 raise
             if not seen:
                 break  # told to stop
+            looked_up += seen
             self._failures = 0
             if self._clock() - self._synced >= SYNC_INTERVAL:
                 self.sync()
             self.look()
-        self.sync()
+        if looked_up:
+            self.sync()
 
     def vouch_for(self, batch: list[Item]) -> int:
         """Look items up; returns how many were.

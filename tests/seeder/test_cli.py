@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -127,7 +128,8 @@ def run(world: World) -> Iterator[Run]:
     processes: list[Process] = []
     file = world.root / "narswarm.toml"
     file.write_text(
-        '[seeder]\nlsd = false\nupnp = false\nprivate_network = true\nworkers = 1\nweb = ""\n',
+        "[seeder]\nlsd = false\nupnp = false\nprivate_network = true\n"
+        'workers = 1\nscan_interval = 1\nweb = ""\n',
         encoding="utf-8",
     )
 
@@ -180,6 +182,28 @@ def test_a_life(world: World, server: Server, run: Run) -> None:
         ExitCode.NOT_FOUND,
         f"seeder: {world.root / 'state'}: no seeder runs with this directory\n",
     )
+
+
+def test_killed_while_a_payload_is_made(world: World, server: Server, run: Run) -> None:
+    """What was half made is gone after the restart, and made again; nothing else is lost."""
+    done = world.make("done", b"1")
+    world.put_nar(done)
+    first = run("--tracker", f"{server.url}/announce")
+    first.read_until(f"seeder: seeding {done.path}: ")
+    large = world.make("large", random.Random(1).randbytes(24 << 20))  # noqa: S311
+    world.put_nar(large)
+    payloads = world.root / "state" / "payloads"
+    while len(list(payloads.iterdir())) < 2:  # until it has begun
+        assert first.process.poll() is None
+    assert first.end(signal.SIGKILL) == -signal.SIGKILL
+    assert f"seeder: seeding {large.path}: " not in " ".join(first.lines)
+    second = run("--tracker", f"{server.url}/announce")
+    second.read_until("seeder: ready: ")
+    assert status(world)[0] == ExitCode.OK
+    second.read_until(f"seeder: seeding {large.path}: ")
+    assert len(list(payloads.iterdir())) == 2
+    assert not any(f"seeding {done.path}" in line for line in second.lines)
+    assert second.end() == ExitCode.OK
 
 
 def test_interrupted(run: Run) -> None:
@@ -265,9 +289,8 @@ def test_commands_that_ask_a_seeder(tmp_path: Path) -> None:
     code, text = ask("list", *state)
     lines = text.splitlines()
     assert code == 0
-    assert (
-        lines[0] == "+    2.0 KiB       10 B  00000000000000000000000000000001-hello: vouched for"
-    )
+    name = "00000000000000000000000000000001-hello"
+    assert lines[0] == f"+    2.0 KiB       10 B  {name}: vouched for"
     assert lines[1].startswith(f"-                        {name}")
     assert "\x1b" not in text
     code, text = ask("list", "--json", *state)

@@ -16,7 +16,7 @@ from narswarm.guixdb import GuixDb
 from narswarm.narinfo import Narinfo
 from seeder import scan
 from seeder.inventory import Item, StoreInventory
-from seeder.items import NEW, NOT_VOUCHED, OFFERED, WITHDRAWN, Scope
+from seeder.items import NEW, NOT_VOUCHED, OFFERED, WITHDRAWN, ItemTable, Scope
 from seeder.rules import Rules
 from seeder.scan import FIRST_RETRY, Scanner
 from seeder.state import State
@@ -112,6 +112,7 @@ def test_nothing_is_read_while_nothing_changes(
         raise AssertionError("it was read")
 
     monkeypatch.setattr(GuixDb, "_fetch", broken)
+    monkeypatch.setattr(ItemTable, "sync", broken)
     assert bench.scan(30) == []
     with pytest.raises(AssertionError):
         bench.scanner.look(thoroughly=True)
