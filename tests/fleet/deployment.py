@@ -3,7 +3,7 @@
 
 | machine | Debian | is |
 |---|---|---|
-| t1 | 13 | tracker, with the Redis of both |
+| t1 | 13 | tracker, with the Redis and PostgreSQL of both |
 | t2 | 12 | tracker |
 | s1 | sid | seed box with a guix-daemon, whose store it offers |
 | s2 | 13 | seed box without Guix, which offers a directory of NARs |
@@ -30,7 +30,7 @@ SUITES = {"t1": "trixie", "t2": "bookworm", "s1": "guix", "s2": "trixie", "u": "
 SITE = wheels.CHECKOUT / "ansible" / "site.yml"
 TRACKERS = ("https://t1/announce", "https://t2/announce")
 PUBLISH_PORT = 8081
-PASSWORD = "fleetpassword"  # noqa: S105  of a Redis that nobody else reaches
+PASSWORD = "fleetpassword"  # noqa: S105  of databases that nobody else reaches
 
 _ADD = """\
 (use-modules (guix store) (ice-9 match))
@@ -175,6 +175,7 @@ class Deployment:
             "stores_clients": [self["t1"].address, self["t2"].address],
             "tracker_settings": {
                 "swarms": f"redis://:{PASSWORD}@{self['t1'].address}:6379/0",
+                "index": f"postgresql://narswarm:{PASSWORD}@{self['t1'].address}/narswarm",
                 "interval": 60,
                 **self.settings.get("tracker", {}),
             },
@@ -191,7 +192,7 @@ class Deployment:
                     ),
                     "stores": hosts(t1={}),
                     "seeders": hosts(
-                        s1={"seeder_settings": {**lan, "scan_interval": 2}, **guix},
+                        s1={"seeder_settings": {**lan, "premake": "1 GiB"}, **guix},
                         s2={"seeder_settings": {**lan, "nars": "/srv/nars"}, **guixless},
                     ),
                     "substituters": hosts(u={"substituter_settings": lan, **guix}),

@@ -24,6 +24,8 @@ NETWORK = "10.98.0"
 _PREFIX = "narswarm-fleet-"
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 _BOOT_SECONDS = 60.0
+#: systemd-nspawn ends with this code when the machine asks to be started anew.
+_REBOOT = 133
 #: The first process of the namespaces, which also reaps orphans.
 _HOLD = "echo ready; exec >&-; while :; do sleep 3600 & wait; done"
 
@@ -70,16 +72,21 @@ class Machine:
         self._root = upper
         options = f"lowerdir={root},upperdir={upper},workdir={work}"
         fleet.inside("mount", "-t", "overlay", "overlay", "-o", options, str(merged))
-        command = [
+        self._command = [
+            *fleet.cgroup(name),
+            *fleet.enter(),
             *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
             *("--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off"),
             *("--kill-signal=SIGRTMIN+3", "--network-bridge=br0"),
             *("--machine", name, "--directory", str(merged)),
         ]
         self._log = directory / "console"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*fleet.cgroup(name), *fleet.enter(), *command],
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -132,15 +139,11 @@ class Machine:
 
     def reboot(self) -> None:
         """Have it start anew, and wait until it has."""
-        boot_id = ("cat", "/proc/sys/kernel/random/boot_id")
-        before = self.run(*boot_id).stdout
         self.run("systemctl", "reboot", check=False)
-
-        def anew() -> bool:
-            done = self.run(*boot_id, check=False)
-            return done.returncode == 0 and done.stdout != before
-
-        wait_for(f"{self.name} to start anew", anew, _BOOT_SECONDS)
+        code = self._process.wait(_BOOT_SECONDS)
+        if code != _REBOOT:
+            raise CommandError(f"{self.name} ended with code {code}:\n{self.console()}")
+        self._process = self._start()
         self.wait()
 
     def ended(self) -> None:
@@ -240,7 +243,7 @@ class Fleet:
         script = ""
         for mount in _hierarchies():
             cgroup = mount / f"{self.directory.name}-{name}"
-            cgroup.mkdir()
+            cgroup.mkdir(exist_ok=True)
             self._cgroups.append(cgroup)
             script += f"echo $$ > {cgroup}/cgroup.procs; "
         return ["sh", "-c", f'{script}exec "$@"', "sh"]

@@ -11,7 +11,6 @@ import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -142,14 +141,15 @@ def test_upgrade_while_the_swarm_goes_on(deployed: Deployed) -> None:
     """Check mode tells of it and does nothing; then it is done, and no fetch fails meanwhile."""
     fleet = deployed.fleet
     wheel = wheels.build(fleet.fleet.directory / "wheels", "0.1.1", {})
-    foretold = fleet.play(wheel, "--check", "--limit", "t2,s2")
+    upgraded = ("t1", "s1", "u")
+    foretold = fleet.play(wheel, "--check", "--limit", ",".join(upgraded[:2]))
     assert foretold.code == 0
     assert min(foretold.changed.values()) > 0
-    assert fleet.release("t2").startswith("0.1.0-")
+    assert fleet.release("t1").startswith("0.1.0-")
     with fetching(deployed, "upgrade") as failures:
-        assert fleet.play(wheel).code == 0
+        assert fleet.play(wheel, "--limit", ",".join(upgraded)).code == 0
     assert failures == []
-    for name in fleet.fleet.machines:
+    for name in upgraded:
         assert fleet.release(name).startswith("0.1.1-")
     assert fleet["t1"].run("tracker --version").stdout == "tracker (narswarm) 0.1.1\n"
 
@@ -173,10 +173,9 @@ def test_a_broken_release_is_rolled_back(deployed: Deployed) -> None:
 def test_wrong_settings_are_refused(deployed: Deployed) -> None:
     """What the new settings would break goes on with the old ones."""
     fleet = deployed.fleet
-    wheel = _wheel(deployed, "0.1.1")
     before = fleet["t2"].run("cat /etc/narswarm/narswarm.toml").stdout, _started(deployed, "t2")
     fleet.settings["tracker"] = {"interval": 0}
-    recap = fleet.play(wheel, "--limit", "t2")
+    recap = fleet.play(deployed.wheel, "--limit", "t2")
     fleet.settings.clear()
     assert recap.code != 0
     assert "interval: is less than 1" in recap.output
@@ -215,16 +214,25 @@ def test_what_hangs_is_restarted(deployed: Deployed) -> None:
 def test_backup_and_restore(deployed: Deployed) -> None:
     """A tracker whose index is lost, and a box that lost its key, get them back."""
     fleet = deployed.fleet
-    keys = {}
-    for name, lost in {"t1": "tracker/index.sqlite", "s2": "seeder/publisher.key"}.items():
-        machine, service = fleet[name], SERVICES[name]
-        archive = machine.run("narswarm-backup create").stdout.strip()
-        keys[name] = machine.run(f"stat -c %U:%a /var/lib/narswarm/{lost}").stdout
-        machine.run(f"systemctl stop {service} && rm -f /var/lib/narswarm/{lost}*")
-        machine.run(f"systemctl start {service} && narswarm-backup restore {archive}")
-        assert machine.run(f"stat -c %U:%a /var/lib/narswarm/{lost}").stdout == keys[name]
-        assert machine.run(f"systemctl is-active {service}").stdout == "active\n"
-    fleet.wait_seeded("restored", tracker="t1")
+    tracker, box = fleet["t1"], fleet["s2"]
+    key = "/var/lib/narswarm/seeder/publisher.key"
+    of_key = f"sha256sum {key}; stat -c %U:%a {key}"
+    before = box.run(of_key).stdout
+    archives = {each: each.run("narswarm-backup create").stdout.strip() for each in (tracker, box)}
+    owner = "runuser -u postgres -- psql -q narswarm -c"
+    tracker.run(f"systemctl stop narswarm-tracker && {owner} 'DROP OWNED BY narswarm'")
+    tracker.run(
+        f"{owner} 'GRANT ALL ON SCHEMA public TO narswarm' && systemctl start narswarm-tracker"
+    )
+    hash_part = fleet.items["restored"].removeprefix("/gnu/store/")[:32]
+    assert tracker.run(f"curl -sSf https://t1/{hash_part}.narinfo", check=False).returncode
+    box.run(f"rm {key} && systemctl restart narswarm-seeder")
+    assert box.run(of_key).stdout != before
+    for machine, archive in archives.items():
+        machine.run(f"narswarm-backup restore {archive}")
+    assert box.run(of_key).stdout == before
+    tracker.run(f"curl -sSf https://t1/{hash_part}.narinfo")
+    fleet.wait_seeded("restored")
     assert "bittorrent://" in fleet.build("restored")
 
 
@@ -243,9 +251,3 @@ def _started(deployed: Deployed, name: str) -> dict[str, str]:
 def _items(deployed: Deployed, name: str) -> int:
     done = deployed.fleet[name].run("seeder status --json", check=False)
     return 0 if done.returncode else int(json.loads(done.stdout)["items"])
-
-
-def _wheel(deployed: Deployed, version: str) -> Path:
-    """A wheel that another test built."""
-    (wheel,) = (deployed.fleet.fleet.directory / "wheels").glob(f"narswarm-{version}-*.whl")
-    return wheel
