@@ -355,10 +355,10 @@ _HEAD = """\
 
 `tests/conformance/test_tracker_oracles.py` puts {cases} questions to this tracker (with its native
 engine, and with Python's), to Debian's `opentracker` and to the server of npm's
-`bittorrent-tracker` {version}. Many are asked over HTTP and over UDP, which makes {asked}, and in {same}
-all of them say the same. The rest is below, with the reason why this tracker does what it does; an
-empty field says the same as this tracker. The suite fails when a difference isn't here, and when
-one that is here is gone.
+`bittorrent-tracker` {version}. Many are asked over HTTP and over UDP, which makes {asked}; in
+{same} all of them say the same. The rest is below, with the reason why this tracker does what it
+does; an empty field says the same as this tracker. The suite fails when a difference isn't here,
+and when one that is here is gone.
 
 Not compared: which of many peers are told, the texts of errors, and by how much intervals vary.
 That a tracker tells clients about themselves is left out everywhere but in the case about it.
