@@ -144,6 +144,58 @@ class NarinfoLookup:
         """Look up one store path; see `find`."""
         return self.find([path], timeout, warn).get(path)
 
+    def find_all(
+        self,
+        paths: Iterable[str],
+        timeout: float = 10.0,
+        warn: Callable[[str], None] | None = None,
+    ) -> dict[str, list[Narinfo]]:
+        """What every server has for each path, for those who compare; see `find`.
+
+        Servers that can't be asked are taken to say what they said before.
+
+        Returns:
+            The authorised narinfos by path, in the order of the servers.
+        """
+        wanted = [path for path in dict.fromkeys(paths) if _is_store_path(path)]
+        said: list[dict[str, Narinfo | None]] = [{} for _ in self.servers]
+        end = time.monotonic() + timeout
+        threads = [
+            threading.Thread(target=self._ask_all, args=(server, wanted, end, each), daemon=True)
+            for server, each in zip(self.servers, said, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        found: dict[str, list[Narinfo]] = {}
+        for path in wanted:
+            for server, each in zip(self.servers, said, strict=True):
+                answer = each[path] if path in each else self._stale_of(server, path)
+                if answer is not None:
+                    found.setdefault(path, []).append(answer)
+        with self._lock:
+            warnings, self._warnings = self._warnings, []
+        if warn is not None:
+            for warning in warnings:
+                warn(warning)
+        return found
+
+    def _ask_all(
+        self, server: str, paths: Sequence[str], end: float, said: dict[str, Narinfo | None]
+    ) -> None:
+        for start in range(0, len(paths), BATCH):
+            batch = paths[start : start + BATCH]
+            if self.is_down(server):
+                return
+            try:
+                answers = self.ask_many(server, batch, end - time.monotonic())
+                said.update(zip(batch, answers, strict=True))  # those before an error stay
+                self.succeeded(server)
+            except NetworkError as error:
+                self.failed(server, error, in_time=time.monotonic() < end)
+                return
+
     def ask(self, server: str, path: str, timeout: float) -> Narinfo | None:
         """Give what one server has for a path, from the cache if that is fresh.
 
@@ -197,11 +249,14 @@ class NarinfoLookup:
     def stale(self, path: str) -> Narinfo | None:
         """Give an authorised narinfo of which the time is over: a signature has no end."""
         for server in self.servers:
-            cached = self._cache and self._cache.get(server, _hash_part(path), self._clock())
-            answer = self._judge(cached.raw, server, path) if cached else None
+            answer = self._stale_of(server, path)
             if answer is not None:
                 return answer
         return None
+
+    def _stale_of(self, server: str, path: str) -> Narinfo | None:
+        cached = self._cache and self._cache.get(server, _hash_part(path), self._clock())
+        return self._judge(cached.raw, server, path) if cached else None
 
     def is_down(self, server: str) -> bool:
         """Whether a server is left alone for now, or has not answered anything for some time."""

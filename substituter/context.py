@@ -167,11 +167,35 @@ class Context:
         wanted = list(paths)
         deadline = time.monotonic() + timeout
         for_servers = timeout / 2 if self.trackers else timeout
+        if self.settings.quorum > 1:
+            return self._agreed(wanted, for_servers, deadline)
         found = self._servers.find(wanted, for_servers, self.warn_once)
         missing = [path for path in wanted if path not in found]
         if missing and self.trackers:
             left = max(0.0, deadline - time.monotonic())
             found |= self._mirrors.find(missing, left, self.warn_once)
+        return found
+
+    def _agreed(self, wanted: list[str], for_servers: float, deadline: float) -> dict[str, Narinfo]:
+        """The narinfos that enough keys agree on; who disagrees is told."""
+        from narswarm import quorum  # noqa: PLC0415 -- for those who want it
+
+        said = self._servers.find_all(wanted, for_servers, self.warn_once)
+        if self.trackers:
+            left = max(0.0, deadline - time.monotonic())
+            for path, more in self._mirrors.find_all(wanted, left, self.warn_once).items():
+                said.setdefault(path, []).extend(more)
+        found: dict[str, Narinfo] = {}
+        for path in wanted:
+            opinions = quorum.opinions(said.get(path, []))
+            agreed = quorum.agreed(opinions, self.settings.quorum)
+            if agreed is not None:
+                found[path] = agreed
+            elif opinions:
+                keys, needed = len(opinions[0].keys), self.settings.quorum
+                self.warn_once(f"{path}: {keys} of {needed} keys that have to agree on it do")
+            if disagreement := quorum.disagreement(opinions):
+                self.warn_once(disagreement)
         return found
 
     def equivalents(self, narinfo: Narinfo, timeout: float) -> list[Narinfo]:

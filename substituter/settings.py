@@ -63,6 +63,12 @@ class SubstituterSettings:
             "servers race for items, or which of them is used as long as it doesn't fail"
         },
     )
+    quorum: int = field(
+        default=1,
+        metadata={
+            "help": "how many different authorised keys must have signed the same hash for an item"
+        },
+    )
     query_timeout: float = field(
         default=20.0,
         metadata={
@@ -103,3 +109,5 @@ class SubstituterSettings:
         """
         if self.policy not in POLICIES:
             raise SettingsError("policy", f"expected {', '.join(POLICIES)}, got {self.policy!r}")
+        if self.quorum < 1:
+            raise SettingsError("quorum", f"expected a number of keys from 1, got {self.quorum}")

@@ -105,9 +105,10 @@ class Substitute:
                 report.note(str(error))
             else:
                 return protocol.success(*item.digest)
-        # Guix would ask servers, which somebody doesn't want who wants the swarm only.
-        only_swarm = self._context.settings.policy == Policy.SWARM_ONLY
-        status = b"" if only_swarm else self._by_guix(path, destination)
+        # Guix would ask servers, and believe one key: not for those who said that they don't.
+        settings = self._context.settings
+        strict = settings.policy == Policy.SWARM_ONLY or settings.quorum > 1
+        status = b"" if strict else self._by_guix(path, destination)
         if not status and item.mismatch is not None:
             return protocol.hash_mismatch(item.digest[0], item.mismatch)
         return status or protocol.NOT_FOUND

@@ -268,3 +268,36 @@ def test_discovered_servers_are_read(
     assert context.options.urls == tuple(found)
     assert options.MAX_DISCOVERED == 50
     context.close()
+
+
+def test_a_quorum_of_keys_has_to_agree(
+    settings: SubstituterSettings,
+    enter: Enter,
+    make_item: Make,
+    site: Site,
+    second: Site,
+    key: KeyPair,
+) -> None:
+    """One server's key is not enough; two that agree are; two that don't are shown."""
+    other_key = gcrypt.generate_key()
+    keys = [sexp.parse(each.public) for each in (key, other_key)]
+    settings.acl.write_bytes(acl.render(keys))
+    lone, shared, disputed = (make_item(name) for name in "abc")
+    for item in (lone, shared, disputed):
+        site.offer(item, "none")
+
+    def again(item: Item, text: bytes) -> Item:
+        unsigned = text.partition(b"Signature:")[0]
+        return item._replace(narinfo=narinfo.sign(unsigned, other_key, "other"))
+
+    second.offer(again(shared, shared.narinfo), "none")
+    changed = narinfo.compose(disputed.path, bytes(32), len(disputed.nar), ())
+    second.offer(again(disputed, changed), "none")
+    world = enter(site.url, second.url, changed=dataclasses.replace(settings, quorum=2))
+    assert find(world, lone, shared, disputed) == [shared.path]
+    assert world.warnings[0] == f"{lone.path}: 1 of 2 keys that have to agree on it do"
+    assert world.warnings[2].startswith(f"{disputed.path}: KEYS DISAGREE: sha256:")
+    # What was said once still counts when a server is gone.
+    second.close()
+    again_world = enter(site.url, second.url, changed=dataclasses.replace(settings, quorum=2))
+    assert find(again_world, shared) == [shared.path]
