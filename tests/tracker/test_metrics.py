@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tracker.metrics import BOUNDS, Latency, Metrics, RequestKey, family_of
+from tracker.metrics import BOUNDS, Latency, Metrics, RequestKey, Requests, family_of
 
 
 def test_requests() -> None:
@@ -66,6 +66,25 @@ def test_latency_of_each_action() -> None:
         found = latency.values()
         assert set(found) == {("http", "announce"), ("http", "scrape")}
         assert found["http", "announce"].cumulative[-1] == 1
+
+
+def test_numbers_of_others() -> None:
+    """What is counted elsewhere is added whenever somebody asks."""
+    requests, latency = Requests(), Latency()
+    other = RequestKey("udp", "ipv4", "connect", "ok")
+    counts = {other: 1}
+    requests.join(lambda: counts)
+    requests.inc("udp", "ipv4", "connect", "ok", 5)
+    latency.observe("udp", "connect", 0.25)
+    buckets = [1] + [0] * len(BOUNDS)
+    latency.join(lambda: {("udp", "connect"): (buckets, 0.5), ("http", "scrape"): (buckets, 1)})
+    for number in (1, 2):
+        counts[other] = number
+        assert requests.values() == {other: 5 + number}
+        found = latency.values()
+        assert found["udp", "connect"].cumulative == (*[1] * 9, 2, 2, 2)
+        assert found["udp", "connect"].seconds == 0.75
+        assert found["http", "scrape"].cumulative[-1] == 1
 
 
 @pytest.mark.parametrize(("address", "family"), [(bytes(4), "ipv4"), (bytes(16), "ipv6")])

@@ -15,11 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from narswarm.acl import Acl
 from tests import needs
 from tracker import native
 from tracker.blocks import BlockList
+from tracker.database import Place
+from tracker.index import Index
 from tracker.native import NativeAnnouncer, NativeSwarms, NativeUdpServer
 from tracker.policy import Policy
+from tracker.publication import check
 from tracker.swarms import Limits
 from tracker.swarmstore import MemorySwarms
 from tracker.udp import UdpSockets
@@ -283,6 +287,31 @@ def test_age_of_connection_ids(later: int) -> None:
     scrape = IDS.issue(address, issued) + b"\0\0\0\2tran"
     reply = server.respond(scrape, address, issued + later)
     assert (reply is not None) == IDS.holds(scrape[:8], address, issued + later)
+
+
+def test_index_is_followed(place: Place, make_item: Callable[..., Any], acl: Acl) -> None:
+    """What is published is tracked at once, and what is blocked or revoked isn't any more."""
+    index, swarms = Index(place), make(is_open=False)
+    swarms.decide(Policy())
+    index.watch(swarms)
+    server = NativeUdpServer([], swarms, KEY)
+    item = make_item()
+    hashes = [item.meta.infohash_v2[:20], item.meta.infohash_v1]
+
+    def tracked() -> list[bool]:
+        return [_announce(server, info_hash)[:4] == b"\0\0\0\1" for info_hash in hashes]
+
+    assert tracked() == [False, False]
+    checked = check(item.nar_hash, item.body, acl, ("https://bordeaux.guix.gnu.org",))
+    index.publish(checked, bytes(32), NOW)
+    assert tracked() == [True, True]
+    index.authorize(lambda _: False)
+    assert tracked() == [False, False]
+    index.authorize(lambda _: True)
+    assert tracked() == [True, True]
+    swarms.block(BlockList(info_hashes=hashes[:1]))
+    assert tracked() == [False, True]
+    index.close()
 
 
 def test_policy_changes() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -539,6 +540,27 @@ def test_sockets(listener: socket.socket) -> None:
         assert sock.getsockname() == listener.getsockname()
         assert sock.type == socket.SOCK_DGRAM
     assert sock.fileno() == -1
+
+
+@pytest.mark.parametrize(("host", "named"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_dropped_datagrams(host: str, named: str) -> None:
+    """What the kernel drops as nobody reads it is known by the socket it was for."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        name = f"{named}:{listener.getsockname()[1]}"
+        with UdpSockets([listener]) as sockets, socket.socket(family, socket.SOCK_DGRAM) as client:
+            sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            assert udp.dropped_datagrams(sockets) == {name: 0}
+            for _ in range(50):
+                client.sendto(bytes(1000), listener.getsockname())
+            dropped = udp.dropped_datagrams(sockets)[name]
+            sockets[0].setblocking(False)
+            received = 0
+            with contextlib.suppress(BlockingIOError):
+                while sockets[0].recv(2000):
+                    received += 1
+            assert 0 < received < 50
+            assert dropped == 50 - received
 
 
 @pytest.mark.parametrize("only", [0, 1])
