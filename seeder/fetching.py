@@ -223,6 +223,7 @@ class Fetcher:
 
     def _job(self, wanted: Wanted) -> Job:
         """The job of a NAR, begun now if there is none."""
+        self._forget_evicted()
         job = self._jobs.get(wanted.nar_hash)
         if job is None or job.view.error is not None:
             running = sum(not each.view.over for each in self._jobs.values())
@@ -262,7 +263,6 @@ class Fetcher:
     def _drop(self, job: Job) -> None:
         """Remove the payload of a job."""
         if job.view.complete:
-            job.leave()
             self._store.give_back(job.view.infohash, keep=False)
 
     # Threads
@@ -273,6 +273,8 @@ class Fetcher:
         try:
             job.run()
             if job.view.complete:
+                job.leave()
+                self._store.give_back(job.view.infohash, keep=True)
                 self._finishing.submit(self._finish, job)
         except RuntimeError:
             pass  # the seeder ends
@@ -291,7 +293,9 @@ class Fetcher:
         view = job.view
         if self._closed or view.path is None:
             return
-        job.leave()
+        # It may have waited for its turn so long that its room was needed.
+        if not self._store.take_again(view.infohash):
+            return
         payload = Local(view.path, view.infohash, view.kind, view.length)
         moved = None
         try:

@@ -88,6 +88,14 @@ class FetchStore:
             raise NarswarmError(path, error.strerror or str(error)) from None
         return path
 
+    def take_again(self, infohash: str) -> bool:
+        """Be one more user of what is here; False if it isn't any more."""
+        with self._mutex:
+            place = self._places.get(infohash)
+            if place is not None:
+                place.users += 1
+            return place is not None
+
     def give_back(self, infohash: str, *, keep: bool) -> None:
         """Be a user no more.
 

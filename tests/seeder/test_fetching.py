@@ -360,3 +360,18 @@ def test_only_so_much_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(BusyError) as busy, world.fetcher.use(second, lambda: None):
         pass
     assert str(busy.value) == "seeder: fetches as much as it can"
+
+
+def test_what_waits_to_be_taken_over_holds_no_room(world: World) -> None:
+    """A long queue must not keep others from being fetched; what had to go isn't offered."""
+    items = [world.make(4 << 20) for _ in range(4)]
+    gate = threading.Event()
+    world.fetcher._finishing.submit(gate.wait, 20)
+    for wanted in items:
+        world.get(wanted)
+    gate.set()
+    late = {world.finish.finished.get(timeout=20).wanted for _ in range(2)}
+    assert late == set(items[2:])
+    world.until(lambda: world.swarm.status() == [])
+    world.get(items[0])
+    assert world.finish.finished.get(timeout=20).wanted == items[0]

@@ -73,6 +73,16 @@ def test_what_is_used_is_not_removed(tmp_path: Path) -> None:
     assert store.used == 0
 
 
+def test_only_what_is_here_is_taken_again(tmp_path: Path) -> None:
+    """It is in use then."""
+    store = FetchStore(tmp_path / "fetching", 10)
+    assert not store.take_again("aa")
+    fill(store, "aa", 6)
+    store.give_back("aa", keep=True)
+    assert store.take_again("aa")
+    assert store.room == 4
+
+
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     """Is said, and takes no room."""
     (tmp_path / "file").touch()
