@@ -22,7 +22,7 @@ from narswarm.errors import InvalidInputError, NarswarmError, NotFoundError, Set
 
 FILE_NAME = "index.sqlite"
 
-VERSION = 2
+VERSION = 3
 
 Place = Path | str
 """Where a database is: a directory, or a URL of PostgreSQL."""
@@ -175,7 +175,25 @@ CREATE VIEW support AS
         );
 """
 
-_UPGRADES = (_TABLES, _BLOCKS_AND_DOWNLOADS)
+_NAMES = """
+ALTER TABLE narinfos ADD COLUMN name TEXT NOT NULL DEFAULT '';
+UPDATE narinfos SET name = lower(substr(
+    CAST(raw AS TEXT),
+    instr(CAST(raw AS TEXT), '/gnu/store/' || hash_part || '-') + 44,
+    instr(
+        substr(
+            CAST(raw AS TEXT),
+            instr(CAST(raw AS TEXT), '/gnu/store/' || hash_part || '-') + 44
+        ) || char(10),
+        char(10)
+    ) - 1
+)) WHERE instr(CAST(raw AS TEXT), '/gnu/store/' || hash_part || '-');
+CREATE INDEX narinfos_by_name ON narinfos (name, hash_part, nar);
+CREATE INDEX torrents_by_infohash_v1 ON torrents (infohash_v1);
+"""
+"""Names of store items in small letters, for people who search."""
+
+_UPGRADES = (_TABLES, _BLOCKS_AND_DOWNLOADS, _NAMES)
 """What makes a database of each version, from 0 on, one of the next; data stays."""
 
 

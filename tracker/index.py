@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
+from narswarm import storepath
+from narswarm.errors import BusyError, InvalidInputError, MismatchError, NarswarmError
 from narswarm.payload import Kind
 from tracker import blocks, database
 from tracker.blocks import BlockList
@@ -33,6 +34,10 @@ PROTECTED = MAX_TORRENTS // 2
 
 MAX_CLAIMS = 256
 """Publishers that are counted for one torrent."""
+
+
+_READER_SECONDS = 2.0
+"""How long one that only reads waits for another."""
 
 
 class IndexFullError(NarswarmError):
@@ -126,6 +131,9 @@ class Index:
 
     def __init__(self, place: Place, *, max_bytes: int | None = None) -> None:
         self._lock = threading.Lock()
+        self._place = place
+        self._reading = threading.Lock()
+        self._reader: Connection | None = None
         self._connection = database.connect(place, create=True, max_bytes=max_bytes)
         self._unfollow: Callable[[], None] = lambda: None
         self._listed: set[bytes] = set()
@@ -146,6 +154,9 @@ class Index:
         self._unfollow()
         with self._lock:
             self._connection.close()
+        with self._reading:
+            if self._reader is not None:
+                self._reader.close()
 
     def follow(self, callback: Callable[[], None]) -> None:
         """Call back, from another thread, when somebody else wrote something to be refreshed."""
@@ -156,6 +167,23 @@ class Index:
         """The database, for one thread, with its failures as errors of ours."""
         with self._lock, failing_as_ours(self._connection):
             yield self._connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for reads that people wait for, which hold up no publication; one at a time.
+
+        Raises:
+            BusyError: others read already.
+        """
+        if not self._reading.acquire(timeout=_READER_SECONDS):
+            raise BusyError("index", "is being searched by others; try again")
+        try:
+            if self._reader is None:
+                self._reader = database.connect(self._place)
+            with failing_as_ours(self._reader):
+                yield self._reader
+        finally:
+            self._reading.release()
 
     def is_listed(self, info_hash: bytes) -> bool:
         """Whether an infohash of 20 bytes belongs to a torrent that is vouched for."""
@@ -405,8 +433,8 @@ def _keep_narinfo(connection: Connection, nar: int, publication: Publication, no
         (publication.signer,),
     )
     changed = connection.execute(
-        "INSERT INTO narinfos (hash_part, nar, signer, sources, added, raw)"
-        " SELECT ?, ?, id, ?, ?, ? FROM signers WHERE key = ?"
+        "INSERT INTO narinfos (hash_part, nar, signer, sources, added, raw, name)"
+        " SELECT ?, ?, id, ?, ?, ?, ? FROM signers WHERE key = ?"
         " ON CONFLICT (hash_part, nar, signer)"
         " DO UPDATE SET sources = excluded.sources, raw = excluded.raw"
         " WHERE narinfos.sources = 0 AND excluded.sources > 0",
@@ -416,6 +444,7 @@ def _keep_narinfo(connection: Connection, nar: int, publication: Publication, no
             publication.sources,
             now,
             publication.narinfo,
+            storepath.parse(publication.info.store_path).name.lower(),
             publication.signer,
         ),
     )

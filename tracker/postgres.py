@@ -128,7 +128,17 @@ CREATE VIEW support AS
         );
 """
 
-_UPGRADES = (_TABLES,)
+_NAMES = """
+ALTER TABLE narinfos ADD COLUMN name TEXT COLLATE "C" NOT NULL DEFAULT '';
+UPDATE narinfos SET name = lower(split_part(
+    split_part(encode(raw, 'escape'), '/gnu/store/' || hash_part || '-', 2), chr(10), 1
+));
+CREATE INDEX narinfos_by_name ON narinfos (name, hash_part, nar);
+CREATE INDEX torrents_by_infohash_v1 ON torrents (infohash_v1);
+"""
+"""Names of store items in small letters, for people who search."""
+
+_UPGRADES = (_TABLES, _NAMES)
 """What makes a database of each version, from 0 on, one of the next; data stays."""
 
 VERSION = len(_UPGRADES)

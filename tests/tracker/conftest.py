@@ -72,11 +72,15 @@ def make_item_fixture(signer: KeyPair) -> MakeItem:
         key: KeyPair = signer,
         nar_size: int = 1000,
         path: int | None = None,
+        name: str = "item",
+        references: tuple[str, ...] = (),
         urls: tuple[str, ...] = (f"{SERVER}/nar/zstd/x",),
     ) -> Item:
         nar_hash = hashlib.sha256(b"nar %d" % number).digest()
         hash_part = f"{number if path is None else path:032}"
-        unsigned = narinfo.compose(f"/gnu/store/{hash_part}-item", nar_hash, nar_size, [])
+        unsigned = narinfo.compose(
+            f"/gnu/store/{hash_part}-{name}", nar_hash, nar_size, list(references)
+        )
         signed = narinfo.sign(unsigned, key, "example.org")
         sources = [narinfo.Source(url, "zstd", 9) for url in urls]
         hasher = PieceHasher()

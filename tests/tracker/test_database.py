@@ -45,6 +45,22 @@ def test_upgrade(tmp_path: Path) -> None:
         assert blocks.listed(old) == []
 
 
+def test_names_of_an_older_index(tmp_path: Path) -> None:
+    """An upgrade takes names from the narinfos that are there, in small letters."""
+    _version_1(tmp_path)
+    lines = {
+        "1" * 32: b"StorePath: /gnu/store/%b-Xyz-1.0\nNarHash: x\n" % (b"1" * 32),
+        "2" * 32: b"NarSize: 1\nStorePath: /gnu/store/%b-a" % (b"2" * 32),
+        "3" * 32: b"References: %b-a" % (b"3" * 32),
+    }
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as old, old:
+        for part, raw in lines.items():
+            old.execute("INSERT INTO narinfos VALUES (?, 1, 1, 0, 5, ?)", (part, raw))
+    with closing(connect(tmp_path)) as connection:
+        rows = connection.execute("SELECT name FROM narinfos ORDER BY hash_part").fetchall()
+    assert rows == [("xyz-1.0",), ("a",), ("",), ("",)]
+
+
 def test_upgrade_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of an upgrade is done, or nothing."""
     _version_1(tmp_path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import builtins
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -121,6 +122,24 @@ def test_none_there(url: str) -> None:
     with pytest.raises(NotFoundError) as caught, database.opened(url):
         pass
     assert str(caught.value) == f"{shown(url)}: has no tracker's index"
+
+
+def test_names_of_an_older_index(url: str) -> None:
+    """An upgrade takes names from the narinfos that are there, in small letters."""
+    raw = b"StorePath: /gnu/store/%b-Xyz-1.0\nX: \xff\n" % (b"1" * 32)
+    with psycopg.connect(url, autocommit=True) as session:
+        session.execute(postgres._TABLES.encode())
+        session.execute("CREATE TABLE narswarm (version INTEGER NOT NULL)")
+        session.execute("INSERT INTO narswarm VALUES (1)")
+        session.execute("INSERT INTO signers (key, authorized) VALUES ('x', 1)")
+        session.execute("INSERT INTO nars (nar_hash, nar_size) VALUES ('x', 1)")
+        session.execute(
+            "INSERT INTO narinfos (hash_part, nar, signer, sources, added, raw)"
+            " VALUES (%s, 1, 1, 0, 5, %s)",
+            ("1" * 32, raw),
+        )
+    with closing(database.connect(url)) as connection:
+        assert connection.execute("SELECT name FROM narinfos").fetchall() == [("xyz-1.0",)]
 
 
 def test_later_version(url: str) -> None:
