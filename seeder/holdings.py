@@ -252,6 +252,16 @@ class Listener:
         return 0.0 if reply.wanted or self._clock() - begin >= 1.0 else 1.0
 
 
+def _guarded(step: Callable[[], float]) -> float:
+    """Take a step; one that breaks is noted, and taken again later."""
+    try:
+        return step()
+    except Exception:
+        # Such as a state whose disk is full: nobody else would begin a thread again.
+        log.exception("a tracker could not be told or heard")
+        return LONGEST_PAUSE
+
+
 class Correspondence:
     """The threads that speak with trackers.
 
@@ -308,7 +318,7 @@ class Correspondence:
     def _tell(self, teller: Teller, wake: threading.Event) -> None:
         while not self._stopping.is_set():
             before = teller.told
-            pause = teller.step()
+            pause = _guarded(teller.step)
             if teller.told != before:
                 self._told(teller.announce, teller.told)
             if pause > 0:
@@ -320,7 +330,7 @@ class Correspondence:
         while not self._stopping.is_set():
             if not teller.known.wait(1.0):
                 continue
-            pause = listener.step()
+            pause = _guarded(listener.step)
             if not teller.known.is_set():
                 wake.set()
             if self._stopping.wait(pause):

@@ -335,3 +335,39 @@ def test_odd_file_name(directory: Path) -> None:
         connection.executescript(SCHEMA)
         add(connection, 1)
     assert list(GuixDb(str(path)).items()) == [item(1)]
+
+
+def test_counting(database: Path) -> None:
+    """As many as are given, also without those of a kind."""
+    db = GuixDb(database)
+    assert db.count() == 0
+    count = 3
+    with closing(daemon(database)) as connection, connection:
+        add(connection, 1, count)
+        connection.execute(
+            "INSERT INTO ValidPaths (path, hash, registrationTime, narSize)"
+            " SELECT path || '.drv', hash, 1, narSize FROM ValidPaths LIMIT 1"
+        )
+        connection.execute(
+            "INSERT INTO ValidPaths (path, hash, registrationTime, narSize)"
+            " VALUES ('/gnu/store/x', 'md5:0', 1, 0)"
+        )
+    assert db.count() == len(list(db.items())) == count + 1
+    assert db.count(".drv") == count
+
+
+def test_stamps(database: Path) -> None:
+    """They differ when somebody wrote, also to a -wal that keeps its size."""
+    db = GuixDb(database)
+    before = db.stamp()
+    assert db.stamp() == before
+    with closing(daemon(database)) as connection:
+        add(connection, 50)
+        connection.commit()
+        written = db.stamp()
+        assert written != before
+        wal = Path(f"{database}-wal")
+        if wal.exists():
+            os.utime(wal, ns=(1, 1))
+            assert db.stamp() != written
+    assert db.stamp() != before

@@ -8,13 +8,16 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import zstandard
+from apscheduler.schedulers.background import BackgroundScheduler
 
-from narswarm import base32, bencoding, metainfo
+from narswarm import base32, bencoding, gcrypt, metainfo, sexp
+from narswarm.acl import render
 from narswarm.control import NAME
 from narswarm.errors import (
     BusyError,
@@ -25,7 +28,7 @@ from narswarm.errors import (
 )
 from narswarm.fetchclient import SeederClient, Wanted
 from narswarm.swarm import Swarm, SwarmSettings
-from seeder import control, daemon, parts
+from seeder import control, daemon, holdings, parts
 from seeder.daemon import Seeder, raise_file_limit
 from seeder.items import ItemTable
 from seeder.scan import Scanner
@@ -366,3 +369,100 @@ def test_the_limit_of_open_files_is_raised() -> None:
         assert soft == (daemon.MAX_FILES if hard < 0 else min(hard, daemon.MAX_FILES))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def ask_for(seeder: Running, name: str, **more: Any) -> dict[str, Any]:
+    """Ask for an operation."""
+    return control.ask(seeder.settings.state, name, **more)
+
+
+def test_its_owner_decides(
+    world: World, server: Server, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause is told to trackers; what is removed goes, and comes back when it is added."""
+    monkeypatch.setattr(holdings, "GAP", 0.0)
+    made, other = world.make("made", b"1"), world.make("other", b"2")
+    world.put_nar(made)
+    world.put_nar(other)
+    seeder = start(trackers=(f"{server.url}/announce",), exclude=("other",), scan_interval=1.0)
+    until(lambda: seeder.status()["payloads"] == 1)
+    assert seeder.status()["not_offered"] == {"excluded": 1}
+    assert ask_for(seeder, "pause") == {"paused": True}
+    status = seeder.status()
+    assert (status["paused"], status["items"], status["held"]) == (True, 1, 0)
+    server.wait(lambda: server.holdings[-1][b"removed"] == made.item.nar_hash)
+    ask_for(seeder, "resume")
+    assert seeder.status()["held"] == 1
+    ask_for(seeder, "remove", store_path=made.path)
+    status = seeder.status()
+    assert (status["items"], status["payloads"], status["payload_bytes"]) == (0, 0, 0)
+    with pytest.raises(NarswarmError) as caught:
+        ask_for(seeder, "add", store_path=other.path)
+    assert str(caught.value) == f"{other.path}: is excluded by the settings"
+    with pytest.raises(NarswarmError) as caught:
+        ask_for(seeder, "remove", store_path=world.make("gone").path)
+    assert str(caught.value).endswith("-gone: is not an item of this machine")
+    ask_for(seeder, "add", store_path=made.path)
+    until(lambda: seeder.status()["payloads"] == 1)
+
+
+def test_a_changed_acl_is_noticed(world: World, start: Start) -> None:
+    """What no authorised key vouches for any more goes without a restart."""
+    made = world.make()
+    world.put_nar(made)
+    seeder = start(scan_interval=1.0)
+    until(lambda: seeder.status()["payloads"] == 1)
+    world.acl.write_bytes(render([sexp.parse(gcrypt.generate_key().public)]))
+    until(lambda: seeder.status()["not_offered"] == {"not vouched for": 1})
+    assert seeder.status()["payloads"] == 0
+
+
+def test_a_seeder_that_only_fetches(world: World, server: Server, start: Start) -> None:
+    """It looks at nothing, and tells nobody anything."""
+    world.put_nar(world.make())
+    seeder = start(trackers=(f"{server.url}/announce",), leech_only=True)
+    assert seeder.status()["items"] == 0
+    seeder.stop()
+    assert (server.holdings, server.published, server.announced) == ([], [], [])
+
+
+def test_a_schedule_of_rates(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are set when they change."""
+    rates: list[tuple[int, int]] = []
+    told = threading.Event()
+
+    def limit(_swarm: Swarm, upload: int, download: int) -> None:
+        rates.append((upload, download))
+        told.set()
+
+    monkeypatch.setattr(Swarm, "limit_rates", limit)
+    start(schedule=("00:00-24:00 up=5kB/s",), download_rate=7)
+    assert told.wait(20)
+    assert rates == [(5000, 7)]
+
+
+def test_a_clock_that_is_put(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs whose time has become far away run now; a small difference is nothing."""
+    modified: list[datetime] = []
+
+    class Job:
+        def modify(self, next_run_time: datetime) -> None:
+            modified.append(next_run_time)
+
+    class Scheduler:
+        def get_jobs(self) -> list[Job]:
+            return [Job()]
+
+    class Stop(threading.Event):
+        turns = iter([False, False, True])
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout == daemon.CLOCK_INTERVAL
+            return next(self.turns)
+
+    seeder = Seeder(Settings(state=world.root / "state"), Stop())
+    offsets = iter([0.0, 1.0, -7200.0, -7200.0])
+    monkeypatch.setattr("time.time", lambda: 1e9 + next(offsets))
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    seeder._wait(cast("BackgroundScheduler", Scheduler()))
+    assert len(modified) == 1

@@ -14,6 +14,7 @@ from narswarm.errors import NetworkError
 from narswarm.httpsig import PublisherKey
 from narswarm.trackeranswers import HoldingsReply, WantedNar, WantedReply
 from narswarm.trackerclient import LaterError, RefusedError, StaleHoldingsError
+from seeder import holdings
 from seeder.holdings import (
     GAP,
     LONGEST_PAUSE,
@@ -323,3 +324,13 @@ def test_threads_speak_with_each_tracker() -> None:
     assert threads.join(20)
     assert teller.ended.is_set()
     assert kept[:2] == [(URL, 1), (URL, 2)]
+
+
+def test_a_step_that_breaks_ends_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+    """What nobody thought of is a line in the log, and a long pause."""
+
+    def broken() -> float:
+        raise RuntimeError("database disk image is malformed")
+
+    assert holdings._guarded(broken) == LONGEST_PAUSE
+    assert caplog.messages == ["a tracker could not be told or heard"]
