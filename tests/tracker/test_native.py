@@ -67,30 +67,28 @@ class Step(NamedTuple):
     passed: int
 
 
-_addresses = st.one_of(
-    st.integers(0, 5).map(lambda n: bytes([10, 0, 0, n])),
-    st.integers(0, 5).map(
-        lambda n: b"\x20\x01" + bytes(5) + bytes([n % 2]) + bytes(7) + bytes([n])
-    ),
+# Few of each, so that the same peers come again in other roles.
+_addresses = st.sampled_from(
+    [b"\x0a\0\0\1", b"\x0a\0\0\2", *(b"\x20\x01%b%c" % (bytes(13), n) for n in (1, 2))]
 )
 _steps = st.builds(
     Step,
     kind=st.sampled_from(["announce"] * 12 + ["expire", "block", "restore"]),
-    info_hash=st.sampled_from([bytes([n]) * 20 for n in range(4)]),
+    info_hash=st.sampled_from([bytes([n]) * 20 for n in range(3)]),
     address=_addresses,
-    port=st.integers(0, 6),
+    port=st.integers(0, 2),
     left=st.sampled_from([-1, 0, 0, 1, 2**64 - 1]),
-    event=st.sampled_from(Event),
-    numwant=st.sampled_from([0, 1, 3, 200]),
+    event=st.sampled_from([Event.NONE, Event.COMPLETED, *Event]),
+    numwant=st.sampled_from([0, 1, 200, 200]),
     one_family=st.booleans(),
     passed=st.sampled_from([0, 1, 60, 700]),
 )
 _limits = st.builds(
     Limits,
-    swarms=st.sampled_from([2, 100]),
-    peers=st.sampled_from([3, 1000]),
-    swarm_peers=st.sampled_from([3, 1000]),
-    address_ports=st.sampled_from([1, 2, 32]),
+    swarms=st.sampled_from([2, 100, 100]),
+    peers=st.sampled_from([3, 1000, 1000]),
+    swarm_peers=st.sampled_from([3, 1000, 1000]),
+    address_ports=st.sampled_from([1, 2, 32, 32]),
     seed_timeout=st.just(1000),
     leecher_timeout=st.just(500),
 )
@@ -131,7 +129,7 @@ def _take(
 
 
 @settings(max_examples=150, deadline=None)
-@given(_limits, st.booleans(), st.lists(_steps, max_size=60))
+@given(_limits, st.booleans(), st.lists(_steps, min_size=20, max_size=60))
 def test_same_as_python(limits: Limits, keep: bool, steps: list[Step]) -> None:
     """The same announces lead to the same swarms, whatever the limits."""
     one = MemorySwarms(limits, keep_downloads=keep, rng=Random(1))  # noqa: S311
@@ -144,7 +142,7 @@ def test_same_as_python(limits: Limits, keep: bool, steps: list[Step]) -> None:
             two.block(blocks)
         else:
             _take(step, now, one, two, blocks.has_address)
-    hashes = [bytes([n]) * 20 for n in range(4)]
+    hashes = [bytes([n]) * 20 for n in range(3)]
     assert one.totals() == two.totals()
     assert one.counts(hashes) == two.counts(hashes)
     for some in (hashes[:1], hashes[:2], hashes):
