@@ -13,8 +13,8 @@ import pytest
 from tests import needs
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-UNITS = ("narswarm-tracker", "narswarm-seeder")
-MOST_EXPOSURE = 1.4
+#: With the most points of exposure that docs/units.md admits.
+UNITS = {"narswarm-tracker": 1.4, "narswarm-seeder": 1.6}
 
 
 def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +22,7 @@ def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(params=UNITS)
+@pytest.fixture(params=sorted(UNITS))
 def unit(request: pytest.FixtureRequest) -> Path:
     """Each of the services."""
     return CHECKOUT / "systemd" / f"{request.param}.service"
@@ -30,7 +30,7 @@ def unit(request: pytest.FixtureRequest) -> Path:
 
 def test_exposure_is_as_documented(unit: Path) -> None:
     """Each thing that `systemd-analyze security` finds is in docs/units.md with its reason."""
-    threshold = str(round(MOST_EXPOSURE * 10))
+    threshold = str(round(UNITS[unit.stem] * 10))
     done = _analyze(
         "security",
         "--offline=true",

@@ -5,7 +5,7 @@
 |---|---|---|
 | t1 | 13 | tracker, with the Redis and PostgreSQL of both |
 | t2 | 12 | tracker |
-| s1 | sid | seed box with a guix-daemon, whose store it offers |
+| s1 | sid | seed box with a guix-daemon, whose store it offers, and which fetches by the seeder |
 | s2 | 13 | seed box without Guix, which offers a directory of NARs |
 | u  | sid | the user's machine: guix-daemon 1.5, no substitute server |
 """
@@ -164,6 +164,7 @@ class Deployment:
         }
         common = {
             "ansible_user": "root",
+            "ansible_python_interpreter": "/usr/bin/python3",
             "ansible_ssh_private_key_file": str(self._directory / "key"),
             "ansible_ssh_common_args": " ".join(self.fleet.ssh_options()),
             "narswarm_wheel": str(wheel),
@@ -195,7 +196,10 @@ class Deployment:
                         s1={"seeder_settings": {**lan, "premake": "1 GiB"}, **guix},
                         s2={"seeder_settings": {**lan, "nars": "/srv/nars"}, **guixless},
                     ),
-                    "substituters": hosts(u={"substituter_settings": lan, **guix}),
+                    "substituters": hosts(
+                        u={"substituter_settings": lan, **guix},
+                        s1={"substituter_settings": lan},
+                    ),
                 },
             }
         }

@@ -69,6 +69,15 @@ def test_bare_machines_become_a_fleet(deployed: Deployed) -> None:
         assert fleet.status(box)["uploaded"] > 400_000
 
 
+def test_a_seed_box_fetches_by_its_seeder(deployed: Deployed) -> None:
+    """guix-daemon's user may have the confined seeder fetch, and gets the item from it."""
+    fleet = deployed.fleet
+    item = fleet.items["box2"]
+    fleet["s1"].run(f"guix build {item}")
+    assert fleet["s1"].run(f"cat {item}/name").stdout == "box2\n"
+    assert fleet.status("s1")["downloaded"] > 400_000
+
+
 def test_services_are_confined(deployed: Deployed) -> None:
     """They run as user narswarm without capabilities, and write to their own directory alone."""
     for name, service in SERVICES.items():
@@ -120,12 +129,18 @@ def test_trackers_know_where_peers_really_are(deployed: Deployed) -> None:
     """Behind nginx a peer has its own address, and not one that it claims."""
     fleet = deployed.fleet
     hash_part = fleet.items["first"].removeprefix("/gnu/store/")[:32]
-    command = (
+    ask = (
         f"curl -sSf https://t1/{hash_part}.narinfo | sed -n 's/^NarHash: sha256://p' |"
-        " xargs -I@ curl -sSf -H 'X-Forwarded-For: 192.0.2.1' https://t1/v1/nar/@"
+        " xargs -I@ curl -sSf https://t1/v1/nar/@"
     )
-    (torrent,) = json.loads(fleet["u"].run(command).stdout)["torrents"]
-    assert torrent["peers"] == [f"{fleet['s1'].address}:6881"]
+    (torrent,) = json.loads(fleet["u"].run(ask).stdout)["torrents"]
+    infohash = "".join(f"%{byte:02x}" for byte in bytes.fromhex(torrent["infohash_v1"]))
+    announce = f"info_hash={infohash}&peer_id=-XX0000-abcdefghijkl&port=7777&left=1"
+    lie = f"curl -sSf -H 'X-Forwarded-For: 192.0.2.1' 'https://t1/announce?{announce}'"
+    assert "failure" not in fleet["u"].run(f"{lie} | tr -d '\\0'").stdout
+    (torrent,) = json.loads(fleet["u"].run(ask).stdout)["torrents"]
+    addresses = {peer.rpartition(":")[0] for peer in torrent["peers"]}
+    assert addresses == {fleet["s1"].address, fleet["u"].address}
 
 
 def test_a_second_run_changes_nothing(deployed: Deployed) -> None:
