@@ -149,14 +149,6 @@ void swarms_unlist(struct swarms *swarms, const uint8_t *info_hashes, size_t cou
     swarms_unlock(swarms);
 }
 
-bool swarms_is_listed(struct swarms *swarms, const uint8_t *info_hash)
-{
-    swarms_lock(swarms);
-    bool listed = swarms->open || hashset_has(swarms->listed, info_hash);
-    swarms_unlock(swarms);
-    return listed;
-}
-
 /* -- networks ---------------------------------------------------------------------------------- */
 
 /* The first bits of an address, the others zero. */

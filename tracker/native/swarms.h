@@ -189,7 +189,6 @@ bool swarms_set_blocked(struct swarms *swarms, const uint8_t *info_hashes, size_
 /* Add to the listed ones, and remove; false without memory for an addition. */
 bool swarms_list(struct swarms *swarms, const uint8_t *info_hashes, size_t count);
 void swarms_unlist(struct swarms *swarms, const uint8_t *info_hashes, size_t count);
-bool swarms_is_listed(struct swarms *swarms, const uint8_t *info_hash);
 
 /* A blocked network: the first `prefix` bits of an address of 4 or 16 bytes. */
 struct swarms_network {
