@@ -3,10 +3,12 @@
 
     python3 bench/guix_build.py [ROUNDS]        as root
 
-Two nodes fetch the same items from a third, in turns: one with the substituter, one with Guix's own
-`guix substitute` from a `guix publish --cache` that has compressed everything beforehand (zstd).
-All three are namespaces of this machine, so the network is as fast as memory, and what is measured
-is what the programs add. Each round starts cold: no narinfo, torrent or item is known to the nodes.
+Nodes fetch the same items from a third, in turns: one with the substituter and its race, started
+by Guix's extension as usual; one that has the substituter as the daemon's `GUIX`; one to which
+servers give narinfos only (`policy = "swarm-only"`); one with Guix's own `guix substitute`. The
+server is a `guix publish --cache` that has compressed everything beforehand (zstd). All nodes are
+namespaces of this machine, so the network is as fast as memory, and what is measured is what the
+programs add. Each round starts cold: no narinfo, torrent or item is known to the nodes.
 
 Prints a table: median, fastest and slowest round in seconds, and the peak memory (VmHWM) of each
 program.
@@ -106,25 +108,27 @@ def main(rounds: int) -> None:
         site = Site(cluster)
         url = publish(site)
         site.wait_published(*ITEMS.values())
-        ours = Fetcher(site, "Ours")
-        theirs = Fetcher(site, "Guix", program="guix", servers=[url])
-        watches = {"substituter": MemoryWatch(ours.node, "--substitute")}
-        watches["guix substitute"] = MemoryWatch(theirs.node, "--substitute")
+        fetchers = {
+            "race": Fetcher(site, "Race", servers=[url]),
+            "race, as GUIX": Fetcher(site, "Direct", servers=[url], program="GUIX"),
+            "swarm only": Fetcher(site, "Swarm", servers=[url], policy="swarm-only"),
+            "guix, HTTP": Fetcher(site, "Guix", program="guix", servers=[url]),
+        }
+        watches = {
+            by: MemoryWatch(fetcher.node, "--substitute") for by, fetcher in fetchers.items()
+        }
         times: dict[tuple[str, str], list[float]] = {}
         for _ in range(rounds):
             for size, label in ITEMS.items():
-                with watches["substituter"].watching():
-                    times.setdefault((size, "narswarm"), []).append(once(ours, label))
-                with watches["guix substitute"].watching():
-                    times.setdefault((size, "guix, HTTP"), []).append(once(theirs, label))
-        idle = [build(ours, "medium") for _ in range(rounds)]
-        if ours.http_bytes():
-            raise SystemExit("the items did not come from the swarm alone")
+                for by, fetcher in fetchers.items():
+                    with watches[by].watching():
+                        times.setdefault((size, by), []).append(once(fetcher, label))
+        idle = [build(fetchers["race"], "medium") for _ in range(rounds)]
         times["(already there)", "nobody"] = idle
-        print(f"{'item':<16}{'by':<14}{'median':>9}{'fastest':>9}{'slowest':>9}   seconds")
+        print(f"{'item':<16}{'by':<16}{'median':>9}{'fastest':>9}{'slowest':>9}   seconds")
         for (size, by), all_rounds in times.items():
             low, middle, high = min(all_rounds), statistics.median(all_rounds), max(all_rounds)
-            print(f"{size:<16}{by:<14}{middle:>9.2f}{low:>9.2f}{high:>9.2f}")
+            print(f"{size:<16}{by:<16}{middle:>9.2f}{low:>9.2f}{high:>9.2f}")
         print(f"\n{'program':<18}{'peak memory':>12}   MiB")
         peaks = {name: watch.peak for name, watch in watches.items()}
         for name in ("seeder", "tracker"):

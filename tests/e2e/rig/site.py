@@ -80,6 +80,8 @@ class Site:
             "lsd": False,
             "upnp": False,
             "private_network": True,
+            # Tests wait until items are published, which else happens when they are wanted.
+            "premake": "10 GiB",
             **more,
         }
         self.node.write(CONFIG, toml("seeder", values))
