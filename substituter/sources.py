@@ -168,8 +168,8 @@ class HttpSource:
 
 
 def swarm_label(peers: int) -> str:
-    """What people call a swarm."""
-    return f"swarm, {peers} peer{'' if peers == 1 else 's'}"
+    """What people call a swarm; peers that have gone when all is here aren't counted."""
+    return f"swarm, {peers} peer{'' if peers == 1 else 's'}" if peers else "swarm"
 
 
 def _progress(download: Download) -> Progress:

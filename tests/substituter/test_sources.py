@@ -22,7 +22,7 @@ from narswarm.payload import Kind, file_name
 from narswarm.swarm import Progress, Swarm, SwarmStalledError
 from narswarm.swarm_settings import SwarmSettings
 from substituter.report import Report
-from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource
+from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource, swarm_label
 from tests.substituter.conftest import Item, Site, torrent_of
 
 Make = Callable[..., Item]
@@ -280,9 +280,9 @@ def test_a_swarm_delivers_both_kinds_of_payload(
         with source.nar(report) as nar:
             assert b"".join(nar) == item.nar
     assert list((tmp_path / "downloads").iterdir()) == []
-    line = f"@ download-started /dest bittorrent://{found.infohash}/a,swarm,"
+    line = f"@ download-started /dest bittorrent://{found.infohash}/a,swarm"
     assert len(shown) == 1
-    assert shown[0] in [f"{line}{peers} {found.length}\n" for peers in ("0-peers", "1-peer")]
+    assert shown[0] in [f"{line}{peers} {found.length}\n" for peers in ("", ",1-peer")]
 
 
 def test_a_swarm_without_peers_stalls_and_leaves_nothing(
@@ -342,3 +342,11 @@ def test_a_reader_that_stops_leaves_the_swarm(report: Seen, item: Item, tmp_path
             raise NarswarmError("x", "not wanted")
         assert swarm.status() == []
     assert list((tmp_path / "downloads").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("peers", "label"), [(0, "swarm"), (1, "swarm, 1 peer"), (7, "swarm, 7 peers")]
+)
+def test_a_swarm_is_named_by_its_peers(peers: int, label: str) -> None:
+    """Without any, as when everything was here already, it is just a swarm."""
+    assert swarm_label(peers) == label
