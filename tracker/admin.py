@@ -29,6 +29,7 @@ ROUND_SECONDS = 30
 
 CHANGEABLE: Final = frozenset(
     {
+        "contact",
         "interval",
         "leecher_interval",
         "max_address_ports",
@@ -42,7 +43,9 @@ CHANGEABLE: Final = frozenset(
         "metrics_from",
         "nar_servers",
         "numwant",
+        "page",
         "publishers",
+        "title",
         "trusted_proxies",
         "url",
     }

@@ -31,6 +31,7 @@ from tracker.exposition import CONTENT_TYPE, exposition
 from tracker.failures import error_response, http_error, narswarm_error
 from tracker.index import Index, IndexedTorrent
 from tracker.metrics import Action, Outcome, family_of
+from tracker.page import Page
 from tracker.parking import ParkingMiddleware
 from tracker.policy import Policy
 from tracker.publication import RefusedError
@@ -110,6 +111,7 @@ class TrackerApp:
         self._acl_file = acl_file
         self._clock = clock
         self.bulk = Bulk(settings, announcer, self._authenticate, self._may_publish, clock)
+        self.page = Page(settings, index, announcer, self.bulk, self._announce_url, clock)
         self.reconfigure(settings)
         self._exposition = exposition(
             announcer.metrics, announcer.totals, index.totals, self.bulk.totals
@@ -122,6 +124,7 @@ class TrackerApp:
         self._publishers = publishers
         self._metrics_from = metrics_from
         self.bulk.reconfigure(settings)
+        self.page.reconfigure(settings)
 
     def close(self) -> None:
         """Answer requests that wait."""
@@ -147,6 +150,7 @@ class TrackerApp:
         app.add_url_rule("/healthz", "healthz", self._healthz, methods=["GET"])
         app.add_url_rule("/metrics", "metrics", self._metrics, methods=["GET"])
         app.register_blueprint(self.bulk.blueprint())
+        app.register_blueprint(self.page.blueprint())
         app.before_request(self._admit)
         app.after_request(self._count)
         app.register_error_handler(HTTPException, http_error)

@@ -28,7 +28,7 @@ from tracker.holdings import LEASE, MAX_BODY, Holdings, StaleHoldingsError, pars
 from tracker.parking import ENVIRON, Parking, Poll, room_for_descriptors
 from tracker.redis_bulk import RedisBulk
 from tracker.settings import IN_MEMORY, Settings
-from tracker.wanted import Page, Wanted
+from tracker.wanted import Page, Wanted, WantedItem
 
 RETRY_SECONDS: Final = 2
 """When to ask again for a torrent that is being made."""
@@ -122,6 +122,10 @@ class Bulk:
             return []
         found = self._holdings.holders(nar_hash, self._clock())
         return [key for key in found if self._is_allowed(key)]
+
+    def most_wanted(self, limit: int) -> list[WantedItem]:
+        """So many NARs that are wanted, those that were asked for most often first."""
+        return self._wanted.most(limit, self._clock())
 
     def want(self, nar_hash: bytes, info_hashes: Sequence[bytes] = ()) -> int:
         """Somebody wants a NAR that nobody seeds.

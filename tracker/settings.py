@@ -88,6 +88,17 @@ class Settings:
         default=("127.0.0.0/8", "::1"),
         metadata={"help": "Addresses or networks that may read /metrics."},
     )
+    page: bool = field(
+        default=True,
+        metadata={"help": "Show people a page at /, with a search."},
+    )
+    title: str = field(
+        default="narswarm tracker", metadata={"help": "What the page calls this tracker."}
+    )
+    contact: str = field(
+        default="",
+        metadata={"help": "Mail address or URL of the operator, for the page."},
+    )
     interval: int = field(
         default=1800,
         metadata={"help": "Time between the announces of a seed.", "unit": "seconds"},

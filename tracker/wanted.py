@@ -8,6 +8,7 @@ again, but not with each request.
 
 from __future__ import annotations
 
+import heapq
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,13 @@ class Wanted:
         with self._lock:
             mark = self._marks.get(nar_hash)
             return mark.info_hashes if mark else ()
+
+    def most(self, limit: int, now: float) -> list[WantedItem]:
+        """So many NARs that are wanted, those that were asked for most often first."""
+        with self._lock:
+            self._expire(now)
+            items = [WantedItem(nar_hash, mark.requests) for nar_hash, mark in self._marks.items()]
+        return heapq.nlargest(limit, items, key=lambda item: item.requests)
 
     def total(self, now: float) -> int:
         """How many NARs are wanted."""

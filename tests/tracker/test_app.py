@@ -444,7 +444,7 @@ def test_errors_for_programs(
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("GET", "/announce/x", 404), ("POST", "/nix-cache-info", 405)],
+    [("GET", "/nothing", 404), ("GET", "/announce/x", 404), ("POST", "/nix-cache-info", 405)],
 )
 def test_errors_for_people(site: Site, method: str, path: str, status: int) -> None:
     """Elsewhere they are plain text."""

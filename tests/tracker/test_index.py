@@ -17,11 +17,12 @@ import pytest
 
 from narswarm import gcrypt, sexp
 from narswarm.acl import Acl
-from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
+from narswarm.errors import BusyError, InvalidInputError, MismatchError, NarswarmError
 from narswarm.gcrypt import KeyPair
 from tracker import blocks, database
+from tracker import index as index_module
 from tracker.blocks import Block, Kind
-from tracker.database import FILE_NAME, Place
+from tracker.database import FILE_NAME, DatabaseError, Place
 from tracker.index import MAX_CLAIMS, MAX_TORRENTS, PROTECTED, Index, IndexFullError
 from tracker.publication import Publication, RefusedError, check
 
@@ -92,6 +93,26 @@ def test_publish(index: Index, publish: Publish, make_item: MakeItem) -> None:
     assert all(map(index.is_listed, _hashes(item)))
     assert not index.is_listed(item.meta.infohash_v2[-20:])
     assert index.narinfo(item.hash_part, with_sources=True) == item.narinfo
+
+
+def test_reading(
+    index: Index, publish: Publish, make_item: MakeItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads for people sees what was published, holds up no publication, and is one alone."""
+    monkeypatch.setattr(index_module, "_READER_SECONDS", 0.01)
+    publish(make_item(1))
+    count = "SELECT count(*) FROM narinfos WHERE name = 'item'"
+    with index.reading() as connection, connection.snapshot():
+        assert connection.execute(count).fetchone() == (1,)
+        assert publish(make_item(2))
+        assert connection.execute(count).fetchone() == (1,)
+        with pytest.raises(BusyError) as caught, index.reading():
+            pass
+    assert str(caught.value) == "index: is being searched by others; try again"
+    with pytest.raises(DatabaseError), index.reading() as connection:
+        connection.execute("SELECT nothing FROM nowhere")
+    with index.reading() as connection:
+        assert connection.execute(count).fetchone() == (2,)
 
 
 def test_claims(index: Index, publish: Publish, make_item: MakeItem) -> None:

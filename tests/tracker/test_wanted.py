@@ -46,6 +46,16 @@ def test_requests_are_counted(wanted: Wanted) -> None:
     assert wanted.page(0, 9, _any, NOW).items == [WantedItem(A, 2)]
 
 
+def test_most(wanted: Wanted) -> None:
+    """What was asked for most often comes first, and what isn't wanted any more doesn't."""
+    for number, nar_hash in enumerate((A, B, C)):
+        for _ in range(number + 1):
+            wanted.mark(nar_hash, [], NOW + number)
+    assert wanted.most(2, NOW) == [WantedItem(C, 3), WantedItem(B, 2)]
+    assert wanted.most(9, NOW + LIFETIME) == [WantedItem(C, 3), WantedItem(B, 2)]
+    assert wanted.most(0, NOW) == []
+
+
 def test_marks_end(wanted: Wanted) -> None:
     """A mark ends ten minutes after it was made; who asks then makes a new one, which is news."""
     wanted.mark(A, [], NOW)
