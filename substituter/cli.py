@@ -12,7 +12,7 @@ import sys
 
 from narswarm.errors import NarswarmError
 
-OURS = ("narinfo",)
+OURS = ("narinfo", "weather", "challenge")
 
 
 def main() -> None:

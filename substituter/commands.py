@@ -11,6 +11,7 @@ from narswarm import base32, cli, narinfo, sexp
 from narswarm.acl import Acl
 from narswarm.errors import InvalidInputError, NotFoundError
 from narswarm.httpclient import HttpClient
+from substituter import inquiries
 
 _TIMEOUT = 30.0
 
@@ -114,6 +115,10 @@ def _read(source: str) -> bytes:
             return file.read(narinfo.MAX_BYTES + 1)
     except OSError as error:
         raise NotFoundError(source, error.strerror or str(error)) from error
+
+
+for _command in (inquiries.show_weather, inquiries.show_challenge):
+    group.add_command(_command)
 
 
 def main() -> None:

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands `substituter weather` and `substituter challenge`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from narswarm import cli
+from narswarm import settings as narswarm_settings
+from narswarm.acl import Acl
+from narswarm.errors import ExitCode, NarswarmError, NetworkError, NotFoundError
+from narswarm.guixdb import DEFAULT_DATABASE, DbItem, GuixDb
+from narswarm.httpclient import HttpClient
+from substituter import challenge, daemonprocess, manifests, weather
+from substituter.challenge import Outcome
+from substituter.context import tracker_base
+from substituter.settings import SubstituterSettings
+from substituter.survey import Survey
+
+_TIMEOUT = 10.0
+
+_urls_option = click.option(
+    "--substitute-urls",
+    metavar="URLS",
+    help="Ask these servers instead of those that guix-daemon asks.",
+)
+_manifest_option = click.option(
+    "-m",
+    "--manifest",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A profile, its manifest, or a list with one store path a line.",
+)
+
+
+@click.command("weather")
+@click.argument("paths", nargs=-1, metavar="[PATH|-]...")
+@_manifest_option
+@_urls_option
+@cli.config_option
+@cli.json_option
+def show_weather(
+    paths: tuple[str, ...],
+    manifest: Path | None,
+    substitute_urls: str | None,
+    config: Path | None,
+    as_json: bool,
+) -> ExitCode:
+    """Show who can serve store items: how many seeds, and which servers.
+
+    `N would` is the number of seeders that have the item and begin to seed it as soon as somebody
+    wants it. Exit code 5: somebody has some of the items, but not all; or nobody has any.
+    """
+    settings = narswarm_settings.load(SubstituterSettings, "substituter", file=config)
+    wanted = _wanted(paths, manifest)
+    with _survey(settings, substitute_urls) as survey:
+        found = weather.forecast(survey, wanted, settings.quorum)
+        _complain(survey)
+        silent = dict(survey.silent)
+    if as_json:
+        cli.print_json(
+            {
+                "items": [weather.describe(each, settings.quorum) for each in found],
+                "summary": {
+                    "items": len(found),
+                    "swarm": sum(each.from_swarm for each in found),
+                    "http": sum(bool(each.servers) for each in found),
+                    "missing": sum(each.is_missing for each in found),
+                },
+                "silent": silent,
+            }
+        )
+    else:
+        for line in weather.table(found, settings.quorum):
+            click.echo(cli.printable(line))
+        click.echo(weather.summary(found))
+    return ExitCode.NOT_FOUND if any(each.is_missing for each in found) else ExitCode.OK
+
+
+@click.command("challenge")
+@click.argument("paths", nargs=-1, metavar="[PATH|-]...")
+@_manifest_option
+@_urls_option
+@click.option(
+    "--database",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_DATABASE,
+    show_default=True,
+    help="guix-daemon's, for what this store has.",
+)
+@cli.config_option
+@cli.json_option
+def show_challenge(
+    paths: tuple[str, ...],
+    manifest: Path | None,
+    substitute_urls: str | None,
+    database: Path,
+    config: Path | None,
+    as_json: bool,
+) -> ExitCode:
+    """Show who signed what for store items, and whether they and this store agree.
+
+    Exit code 7: some don't. Those whose keys aren't authorised are shown and don't count.
+    """
+    settings = narswarm_settings.load(SubstituterSettings, "substituter", file=config)
+    wanted = _wanted(paths, manifest)
+    local = _local(database, wanted)
+    with _survey(settings, substitute_urls) as survey:
+        found = challenge.challenge(survey.narinfos(wanted), local)
+        _complain(survey)
+        silent = dict(survey.silent)
+    if as_json:
+        cli.print_json({"items": [challenge.describe(each) for each in found], "silent": silent})
+    else:
+        for each in found:
+            for line in challenge.lines(each):
+                click.echo(cli.printable(line))
+        click.echo(challenge.summary(found))
+    differ = any(each.outcome is Outcome.DISAGREEMENT for each in found)
+    return ExitCode.MISMATCH if differ else ExitCode.OK
+
+
+def _wanted(paths: tuple[str, ...], manifest: Path | None) -> list[str]:
+    wanted = manifests.items(paths, manifest)
+    if not wanted:
+        raise click.UsageError("name a store path, - or --manifest")
+    return wanted
+
+
+@contextmanager
+def _survey(settings: SubstituterSettings, urls: str | None) -> Iterator[Survey]:
+    servers = daemonprocess.substitute_urls() if urls is None else tuple(urls.split())
+    trackers = [tracker_base(announce) for announce in settings.trackers]
+    with HttpClient(_TIMEOUT) as client:
+        yield Survey(client, servers, trackers, Acl.load(settings.acl))
+
+
+def _complain(survey: Survey) -> None:
+    """Say who gave no answer.
+
+    Raises:
+        NetworkError: nobody did, so that nothing is known.
+    """
+    for source, reason in sorted(survey.silent.items()):
+        click.echo(f"substituter: {cli.printable(f'{source}: {reason}')}", err=True)
+    if not survey.heard:
+        raise NetworkError("servers and trackers", "none of them answers")
+
+
+def _local(database: Path, paths: list[str]) -> dict[str, DbItem | None]:
+    """What this store has; a machine without one can ask as well."""
+    db = GuixDb(database)
+    try:
+        return {path: db.item(path) for path in paths}
+    except NotFoundError as error:
+        click.echo(f"substituter: {cli.printable(str(error))}", err=True)
+    except NarswarmError as error:
+        click.echo(f"substituter: {cli.printable(str(error))}; this store is left out", err=True)
+    return {}
