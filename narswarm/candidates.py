@@ -62,6 +62,7 @@ class Candidate(NamedTuple):
         length: bytes of its payload.
         kind: what its payload is.
         peers: addresses that a tracker named.
+        name: of the payload's file, if it isn't the one that follows from NAR and kind.
     """
 
     torrent: bytes
@@ -69,6 +70,7 @@ class Candidate(NamedTuple):
     length: int
     kind: Kind
     peers: tuple[tuple[str, int], ...] = ()
+    name: str = ""
 
 
 class Torrents:
@@ -265,7 +267,8 @@ class Torrents:
     def _check(self, data: bytes, nar_hash: bytes, nar_size: int, source: str) -> Candidate:
         meta = metainfo.decode(data, source)
         metainfo.require_for(meta, nar_hash, nar_size)
-        return Candidate(data, meta.infohash_v2.hex(), meta.length, meta.kind)
+        name = meta.name if meta.kind is Kind.SERVER else ""
+        return Candidate(data, meta.infohash_v2.hex(), meta.length, meta.kind, name=name)
 
     def _is_refused(self, nar_hash: bytes, infohash: str) -> bool:
         # Not Path.exists, which raises where a directory can't be entered.

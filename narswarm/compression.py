@@ -38,6 +38,9 @@ _MAX_BLOCK: Final = 128 * 1024  # RFC 8878, 3.1.1.2.4: Block_Maximum_Size
 _MAX_FRAME_HEADER: Final = 18  # RFC 8878, 3.1.1: magic and Frame_Header
 _ZSTD_MAGIC: Final = bytes.fromhex("28b52ffd")
 _SKIPPABLE: Final = bytes.fromhex("2a4d18")  # after a first byte of 0x50 to 0x5f
+_MAGIC: Final = {"zstd": _ZSTD_MAGIC, "lzip": b"LZIP", "gzip": b"\x1f\x8b"}
+"""First bytes; those of a NAR are none of them."""
+
 _RESERVED_BLOCK: Final = 3
 _RLE_BLOCK: Final = 1
 
@@ -54,7 +57,7 @@ def decompress(
 
     Args:
         chunks: the compressed bytes in pieces of any size.
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or "any": whichever of them the first bytes are of.
         limit: bytes of output in all, at most.
         subject: what errors are about; "zstd data" and the like by default.
         threads: how many decompress frames of zstd beside each other, of those that say that they
@@ -67,14 +70,20 @@ def decompress(
         InvalidInputError: an unknown kind; bytes that aren't of this kind, are cut off, have
             something after their end, need too large a window or decompress to more than `limit`.
     """
-    if kind not in KINDS:
+    if kind not in (*KINDS, "any"):
         raise InvalidInputError(
             subject or "compressed data", f"has an unknown compression {kind!r}"
         )
-    source = _Source(chunks, subject or f"{kind} data")
-    if kind == "zstd":
-        return _bounded(_zstd(source, threads), limit, source)
-    return _bounded(_DECODERS[kind](source), limit, source)
+    source = _Source(chunks, subject or ("compressed data" if kind == "any" else f"{kind} data"))
+    return _bounded(_pieces(source, kind, threads), limit, source)
+
+
+def _pieces(source: _Source, kind: str, threads: int) -> Iterator[bytes]:
+    """Decode; nothing is read before the first piece is wanted."""
+    if kind == "any":
+        start = source.peek(4)
+        kind = next((name for name, magic in _MAGIC.items() if start.startswith(magic)), "none")
+    yield from _zstd(source, threads) if kind == "zstd" else _DECODERS[kind](source)
 
 
 class _Source:

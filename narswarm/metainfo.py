@@ -17,7 +17,7 @@ from urllib.parse import quote
 from narswarm import base32, bencoding
 from narswarm.errors import InvalidInputError, MismatchError
 from narswarm.merkle import PieceHashes, layer_root, piece_count, piece_length
-from narswarm.payload import Kind, max_length, parse_file_name
+from narswarm.payload import Kind, kind_of, max_length, parse_file_name
 
 MAX_LENGTH: Final = 2**40
 """Bytes of the longest payload: 1 TiB."""
@@ -41,7 +41,8 @@ class Metainfo:
     """A torrent of one payload.
 
     Attributes:
-        name: the payload's, `<NarHash>.nar.zst` or `<NarHash>.nar`.
+        name: the payload's, `<NarHash>.nar.zst` or `<NarHash>.nar`; of a server's file that of the
+            store item.
         length: bytes of the payload.
         piece_length: bytes of a piece, which follows from the length.
         pieces_root: 32 bytes (BEP 52).
@@ -63,13 +64,17 @@ class Metainfo:
 
     @property
     def nar_hash(self) -> bytes:
-        """SHA-256 of the NAR that the name promises, 32 bytes."""
+        """SHA-256 of the NAR that the name promises, 32 bytes.
+
+        Raises:
+            InvalidInputError: it promises none, being that of a server's file.
+        """
         return parse_file_name(self.name)[0]
 
     @property
     def kind(self) -> Kind:
         """What the payload is."""
-        return parse_file_name(self.name)[1]
+        return kind_of(self.name)
 
     @property
     def info(self) -> dict[bytes, bencoding.Value]:
@@ -192,9 +197,9 @@ def require_for(meta: Metainfo, nar_hash: bytes, nar_size: int) -> None:
 
     Raises:
         MismatchError: its name is another NAR's, or its payload is longer than that of this NAR
-            can be.
+            can be. The name of a server's file says nothing about the NAR.
     """
-    if meta.nar_hash != nar_hash:
+    if meta.kind is not Kind.SERVER and meta.nar_hash != nar_hash:
         wanted = base32.encode(nar_hash)
         raise MismatchError(meta.name, f"is not a payload of the NAR {wanted}")
     if meta.kind is Kind.NAR and meta.length != nar_size:
@@ -259,7 +264,7 @@ class _Reader:
     def _name(self, value: bencoding.Value) -> str:
         try:
             name = value.decode("ascii") if isinstance(value, bytes) else ""
-            parse_file_name(name)
+            kind_of(name)
         except (UnicodeDecodeError, InvalidInputError):
             self._fail("name is not that of a payload")
         return name

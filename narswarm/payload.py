@@ -25,7 +25,7 @@ from typing import Final, Self
 
 import zstandard
 
-from narswarm import base32
+from narswarm import base32, storepath
 from narswarm.errors import CodecError, InvalidInputError
 
 PROFILE: Final = 1
@@ -40,14 +40,28 @@ _NAME: Final = re.compile(r"([0-9a-df-np-sv-z]{52})\.(nar(?:\.zst)?)")
 
 
 class Kind(StrEnum):
-    """What a payload is, as the suffix of its name and in the index."""
+    """What a payload is, in the index, and as the suffix of its name if we choose that."""
 
     ZSTD = "nar.zst"
     NAR = "nar"
+    SERVER = "server"
+    """The bytes of a substitute server, under the server's own name for them: that of the store
+    item, whatever the compression (Guix: guix/scripts/publish.scm)."""
+
+    @property
+    def compression(self) -> str:
+        """What `narswarm.compression.decompress` is told."""
+        return _COMPRESSIONS[self]
+
+
+_COMPRESSIONS: Final = {Kind.ZSTD: "zstd", Kind.NAR: "none", Kind.SERVER: "any"}
 
 
 def file_name(nar_hash: bytes, kind: Kind = Kind.ZSTD) -> str:
-    """Return the name of the payload of a NAR: the hash in nix-base32 and the kind."""
+    """Return the name of the payload of a NAR: the hash in nix-base32 and the kind.
+
+    For a server's file it is only what a file can be called here: its torrent has another name.
+    """
     return f"{base32.encode(nar_hash)}.{kind}"
 
 
@@ -61,6 +75,25 @@ def parse_file_name(name: str) -> tuple[bytes, Kind]:
     if match is None:
         raise InvalidInputError(name[:80], "is not the name of a payload")
     return base32.decode(match[1]), Kind(match[2])
+
+
+def kind_of(name: str) -> Kind:
+    """Return what the payload is that a torrent has under this name.
+
+    Raises:
+        InvalidInputError: it is neither one that `file_name` gives nor the name of a store item.
+    """
+    if is_server_name(name):
+        return Kind.SERVER
+    return parse_file_name(name)[1]
+
+
+def is_server_name(name: str) -> bool:
+    """Return whether a substitute server could have a file of this name: that of a store item."""
+    try:
+        return storepath.parse(name).base_name == name
+    except InvalidInputError:
+        return False
 
 
 def max_length(nar_size: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from narswarm import base32, metainfo, narinfo
 from narswarm.errors import InvalidInputError, NetworkError
-from narswarm.payload import Kind, file_name
+from narswarm.payload import Kind, file_name, is_server_name
 
 MAX_TORRENTS: Final = 16
 """Torrents that are read of one answer; the best come first."""
@@ -50,7 +50,7 @@ class IndexedTorrent(NamedTuple):
 
     Attributes:
         kind: what its payload is.
-        name: the payload's file name, which follows from NAR and kind.
+        name: the payload's file name, which follows from NAR and kind unless it is a server's.
         length: bytes of the payload.
         piece_length: bytes.
         infohash_v1: 20 bytes.
@@ -209,8 +209,11 @@ def _wanted(entry: dict[str, Any]) -> WantedNar:
 
 def _torrent(entry: dict[str, Any], nar_hash: bytes) -> IndexedTorrent:
     kind = Kind(entry["kind"])
-    name = file_name(nar_hash, kind)
-    _require(entry["name"] == name, "name")
+    name = entry["name"]
+    if kind is Kind.SERVER:
+        _require(isinstance(name, str) and is_server_name(name), "name")
+    else:
+        _require(name == file_name(nar_hash, kind), "name")
     peers = entry["peers"]
     _require(isinstance(peers, list), "peers")
     return IndexedTorrent(

@@ -79,7 +79,7 @@ class SeederSource:
             try:
                 yield compression.decompress(
                     chunks,
-                    "zstd" if source.kind == "nar.zst" else "none",
+                    source.kind.compression,
                     limit=self._wanted.nar_size,
                     subject=url,
                     threads=THREADS,

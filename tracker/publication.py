@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from narswarm import base32, bencoding, metainfo, narinfo, sexp
+from narswarm import base32, bencoding, metainfo, narinfo, sexp, storepath
 from narswarm.acl import Acl
 from narswarm.errors import InvalidInputError, MismatchError, NarswarmError
 from narswarm.metainfo import Metainfo
 from narswarm.narinfo import Narinfo, Verdict
+from narswarm.payload import Kind
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of a publication: 52 for each piece, which is enough for payloads of 600 GiB."""
@@ -77,6 +78,8 @@ def check(nar_hash: bytes, body: bytes, acl: Acl, nar_servers: Sequence[str]) ->
         raise MismatchError(info.store_path, f"has a narinfo for another NAR than {wanted}")
     meta = metainfo.decode(torrent, "torrent")
     metainfo.require_for(meta, nar_hash, info.nar_size)
+    if meta.kind is Kind.SERVER and meta.name != storepath.parse(info.store_path).base_name:
+        raise MismatchError(meta.name, f"is not what a server calls {info.store_path}")
     # The signature comes last: it costs more than all the rest.
     verdict = narinfo.verdict(info, acl)
     if verdict is not Verdict.VALID_SIGNATURE:

@@ -343,6 +343,22 @@ def test_unknown_kind() -> None:
     assert str(error.value) == "compressed data: has an unknown compression 'xz'"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_any_kind(kind: str, size: int) -> None:
+    """The first bytes say which kind it is; those of a NAR are none of a compression."""
+    nar = b"\r\0\0\0\0\0\0\0nix-archive-1\0\0\0" + SQUARES
+    assert unpack(PACK[kind](nar), "any", size=size, limit=len(nar)) == nar
+
+
+def test_any_kind_of_nothing() -> None:
+    """An empty file is an empty NAR, which the hash will refuse; a damaged one is damaged."""
+    assert unpack(b"", "any") == b""
+    with pytest.raises(InvalidInputError) as error:
+        unpack(b"LZIP", "any")
+    assert str(error.value) == "compressed data: is cut off"
+
+
 def test_subject() -> None:
     """Errors are about what the caller says."""
     with pytest.raises(InvalidInputError) as error:

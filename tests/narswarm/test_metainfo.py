@@ -310,6 +310,19 @@ def test_odd_outside() -> None:
     assert metainfo.decode_outside(data, "x") == (("http://a", "http://b"), ("http://w",), None)
 
 
+SERVER = dataclasses.replace(LARGE, name=f"{'0' * 32}-hello-1.0")
+
+
+def test_a_server_file() -> None:
+    """A torrent of a server's own bytes has the server's name for them, which is no hash."""
+    assert metainfo.decode(SERVER.encode(), "x") == SERVER
+    assert SERVER.kind is Kind.SERVER
+    assert SERVER.infohash_v2 != LARGE.infohash_v2
+    with pytest.raises(InvalidInputError) as caught:
+        _ = SERVER.nar_hash
+    assert str(caught.value) == f"{SERVER.name}: is not the name of a payload"
+
+
 @pytest.mark.parametrize(
     ("meta", "nar_hash", "nar_size", "message"),
     [
@@ -333,6 +346,13 @@ def test_odd_outside() -> None:
             NAR_HASH,
             1001,
             f"{NAME[:52]}.nar: has 1000 bytes, and the NAR 1001",
+        ),
+        (SERVER, bytes(32), 132396, None),
+        (
+            SERVER,
+            bytes(32),
+            132395,
+            f"{SERVER.name}: has 200000 bytes, too many for a NAR of 132395",
         ),
     ],
 )

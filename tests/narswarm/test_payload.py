@@ -136,12 +136,41 @@ def test_bounded_read_ahead() -> None:
     assert taken == 20
 
 
-@pytest.mark.parametrize("kind", list(payload.Kind))
+@pytest.mark.parametrize("kind", [payload.Kind.ZSTD, payload.Kind.NAR])
 def test_names(kind: payload.Kind) -> None:
     """A name is the NarHash in nix-base32 and the kind, and reads back."""
     name = payload.file_name(NAR_HASH, kind)
     assert name == f"{NAME}.{kind}"
     assert payload.parse_file_name(name) == (NAR_HASH, kind)
+    assert payload.kind_of(name) is kind
+
+
+SERVER_NAME = f"{'0' * 32}-hello+1.0?x=y"
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        (SERVER_NAME, True),
+        (f"{'0' * 32}-{'n' * 211}", True),
+        (f"{'0' * 32}-{'n' * 212}", False),
+        (f"/gnu/store/{SERVER_NAME}", False),
+        (f"zstd/{SERVER_NAME}", False),
+        (f"{SERVER_NAME}%20", False),
+        (f"{SERVER_NAME}\n", False),
+        ("hello", False),
+        ("..", False),
+    ],
+)
+def test_names_of_servers(name: str, known: bool) -> None:
+    """A server's file is called like its store item, and like nothing that leads elsewhere."""
+    assert payload.is_server_name(name) is known
+    if known:
+        assert payload.kind_of(name) is payload.Kind.SERVER
+        return
+    with pytest.raises(InvalidInputError) as caught:
+        payload.kind_of(name)
+    assert str(caught.value) == f"{name[:80]}: is not the name of a payload"
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,28 @@ def test_kinds() -> None:
     assert [torrent.kind for torrent in entry.torrents] == [Kind.NAR]
 
 
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        (f"{'0' * 32}-hello-1.0", True),
+        (f"/gnu/store/{'0' * 32}-hello-1.0", False),
+        (f"{TEXT}.nar.zst", False),
+        ("../x", False),
+        (None, False),
+    ],
+)
+def test_names_of_server_files(name: object, good: bool) -> None:
+    """A server's file has the name of a store item, and nothing of the NAR in it."""
+    body = _with("torrents", [TORRENT | {"kind": "server", "name": name}])
+    if good:
+        (torrent,) = parse_entry(body, NAR, URL).torrents
+        assert (torrent.kind, torrent.name) == (Kind.SERVER, name)
+        return
+    with pytest.raises(NetworkError) as caught:
+        parse_entry(body, NAR, URL)
+    assert str(caught.value) == f"{URL}: answers with an invalid name"
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),

@@ -23,7 +23,7 @@ from narswarm.swarm import Progress, Swarm, SwarmStalledError
 from narswarm.swarm_settings import SwarmSettings
 from substituter.report import Report
 from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource, swarm_label
-from tests.substituter.conftest import Item, Site, torrent_of
+from tests.substituter.conftest import COMPRESS, Item, Site, torrent_of
 
 Make = Callable[..., Item]
 PATIENT = Patience(20.0, 20.0, 20.0)
@@ -247,10 +247,12 @@ def candidate(item: Item, directory: Path, kind: Kind) -> tuple[Candidate, Path]
     if kind is Kind.ZSTD:
         torrent, payload = torrent_of(item, directory)
     else:
-        payload = directory / file_name(item.nar_hash, kind)
-        payload.write_bytes(item.nar)
+        server = kind is Kind.SERVER
+        name = item.path.rpartition("/")[2] if server else file_name(item.nar_hash, kind)
+        payload = directory / name
+        payload.write_bytes(COMPRESS["gzip"](item.nar) if server else item.nar)
         hasher = PieceHasher()
-        hasher.update(item.nar)
+        hasher.update(payload.read_bytes())
         torrent = Metainfo.of(payload.name, hasher.finish()).encode()
     meta = metainfo.decode(torrent, "torrent")
     return Candidate(torrent, meta.infohash_v2.hex(), meta.length, kind), payload
@@ -264,11 +266,11 @@ def swarm_source(
     return SwarmSource(swarm, found, len(item.nar), downloads, (), patience, "a")
 
 
-@pytest.mark.parametrize("kind", [Kind.ZSTD, Kind.NAR])
-def test_a_swarm_delivers_both_kinds_of_payload(
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_swarm_delivers_all_kinds_of_payload(
     report: Seen, shown: list[str], item: Item, tmp_path: Path, kind: Kind
 ) -> None:
-    """Frames are decompressed, plain NARs are passed on; nothing is left on disk."""
+    """What is compressed is decompressed, plain NARs are passed on; nothing is left on disk."""
     found, payload = candidate(item, tmp_path / "seed", kind)
     with (
         Swarm(SwarmSettings(**LOOPBACK, role="seed")) as seed,  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,22 @@ def test_payload_longer_than_the_nar_allows(
     else:
         with pytest.raises(MismatchError):
             check(item.nar_hash, item.body, acl, SERVERS)
+
+
+@pytest.mark.parametrize("name", ["item", "other"])
+def test_a_server_file(make_item: MakeItem, acl: Acl, name: str) -> None:
+    """A server's file goes under the name of the item that its narinfo is about."""
+    item = make_item()
+    meta = dataclasses.replace(item.meta, name=f"{item.hash_part}-{name}")
+    body = _body(item.narinfo, meta.encode())
+    if name == "item":
+        assert check(item.nar_hash, body, acl, SERVERS).meta == meta
+        return
+    with pytest.raises(MismatchError) as caught:
+        check(item.nar_hash, body, acl, SERVERS)
+    assert str(caught.value) == (
+        f"{meta.name}: is not what a server calls /gnu/store/{item.hash_part}-item"
+    )
 
 
 def test_narinfo_of_an_unknown_key(make_item: MakeItem, acl: Acl) -> None:
