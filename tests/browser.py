@@ -9,7 +9,8 @@ import http.client
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,10 @@ _FLAGS: Final = (
 )
 
 
+class CommandError(Exception):
+    """The browser couldn't do what it was told."""
+
+
 class Browser:
     """A window of a browser.
 
@@ -53,7 +58,7 @@ class Browser:
         self._session = f"/session/{made['sessionId']}"
 
     def _command(self, method: str, path: str, content: dict[str, Any] | None = None) -> Any:
-        """One command; an error of the driver is a failed assertion."""
+        """One command."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=2 * DEADLINE)
         try:
             body = json.dumps(content or {}) if method == "POST" else None
@@ -62,7 +67,8 @@ class Browser:
             value = json.loads(response.read())["value"]
         finally:
             connection.close()
-        assert response.status == 200, value
+        if response.status != 200:
+            raise CommandError(value)
         return value
 
     def open(self, url: str) -> None:
@@ -84,6 +90,15 @@ class Browser:
         content = {"script": script, "args": list(arguments)}
         return self._command("POST", f"{self._session}/execute/sync", content)
 
+    def until(self, script: str, wanted: object, *arguments: Any) -> bool:
+        """Run a function's body until it returns what is wanted; whether it did in time."""
+        give_up = time.monotonic() + DEADLINE
+        while time.monotonic() < give_up:
+            with contextlib.suppress(CommandError):  # a page that is being left answers nothing
+                if self.run(script, *arguments) == wanted:
+                    return True
+        return False
+
     def find(self, selector: str) -> dict[str, str]:
         """An element, which `run` takes as an argument."""
         content = {"using": "css selector", "value": selector}
@@ -95,8 +110,18 @@ class Browser:
         element = self.find(selector)[_ELEMENT]
         return str(self._command("GET", f"{self._session}/element/{element}/text"))
 
+    def follow(self, act: Callable[[], None]) -> None:
+        """Do something that opens another page, and wait until that has loaded."""
+        self.run("document.documentElement.dataset.left = ''")
+        act()
+        arrived = (
+            "return document.readyState === 'complete'"
+            " && document.documentElement.dataset.left === undefined"
+        )
+        assert self.until(arrived, True), "no other page was opened"
+
     def click(self, selector: str) -> None:
-        """Click an element where a person would; a page that opens has loaded afterwards."""
+        """Click an element where a person would."""
         element = self.find(selector)[_ELEMENT]
         self._command("POST", f"{self._session}/element/{element}/click")
 
