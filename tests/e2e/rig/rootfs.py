@@ -28,6 +28,8 @@ GROUPS: Mapping[str, str] = {
     "python3-zstandard python3-apscheduler python3-click python3-prometheus-client libgcrypt20",
     "transmission": "transmission-daemon transmission-cli",
     "qbittorrent": "qbittorrent-nox",
+    "aria2": "aria2",
+    "rtorrent": "rtorrent",
 }
 
 #: Not in Debian: pure Python, unpacked beside Debian's own.
