@@ -107,7 +107,10 @@ class Deployment:
             machine.run("update-ca-certificates")
 
     def _fill_seed_boxes(self) -> None:
-        """Items for s1's store, and for s2 NARs with the narinfos that s1's Guix signed."""
+        """Items for s1's store, and for s2 NARs with the narinfos that s1's Guix signed.
+
+        The one to be fetched during an upgrade is in both: a box that restarts serves nobody.
+        """
         box = self["s1"]
         for machine in (box, self["u"]):
             machine.write("/root/add.scm", _ADD)
@@ -125,17 +128,17 @@ class Deployment:
             "systemd-run --unit=publish --setenv=GUILE_AUTO_COMPILE=0"
             f" guix publish --listen=127.0.0.1 --port={PUBLISH_PORT} -C gzip:1"
         )
-        item = self.items["box2"]
-        base, hash_part = item.removeprefix("/gnu/store/"), item.removeprefix("/gnu/store/")[:32]
         url = f"http://127.0.0.1:{PUBLISH_PORT}"
         fetch = "curl -sSf --retry 50 --retry-connrefused --retry-delay 1"
-        box.run(
-            f"mkdir -p /root/nars && cd /root/nars && {fetch} -o {hash_part}.narinfo"
-            f" {url}/{hash_part}.narinfo && {fetch} {url}/nar/gzip/{base} | gunzip >{base}.nar"
-        )
+        for name in ("box2", "upgrade"):
+            base = self.items[name].removeprefix("/gnu/store/")
+            box.run(
+                f"mkdir -p /root/nars && cd /root/nars && {fetch} -o {base[:32]}.narinfo"
+                f" {url}/{base[:32]}.narinfo && {fetch} {url}/nar/gzip/{base} | gunzip >{base}.nar"
+            )
         packed = box.run("tar -C /root -c nars | base64").stdout
         self["s2"].run("base64 -d | tar -C /srv -x", stdin=packed)
-        box.run(f"guix gc -D {item}")
+        box.run(f"guix gc -D {self.items['box2']}")
 
     def add(self, *names: str) -> None:
         """Put items into s1's store: directories with noise and text."""
@@ -252,8 +255,8 @@ class Deployment:
         assert self["u"].run(f"cat {item}/name").stdout == f"{name}\n"
         return done.stdout
 
-    def wait_seeded(self, *names: str, tracker: str = "t1") -> None:
-        """Wait until a tracker lists items with a seeder each."""
+    def wait_seeded(self, *names: str, tracker: str = "t1", seeders: int = 1) -> None:
+        """Wait until a tracker lists items with so many seeders each."""
         for name in names:
             hash_part = self.items[name].removeprefix("/gnu/store/")[:32]
             url = f"https://{tracker}"
@@ -266,7 +269,8 @@ class Deployment:
                 done = self["u"].run(query, check=False)
                 if done.returncode or not done.stdout:
                     return False
-                return any(torrent["seeders"] for torrent in json.loads(done.stdout)["torrents"])
+                torrents = json.loads(done.stdout)["torrents"]
+                return bool(sum(torrent["seeders"] for torrent in torrents) >= seeders)
 
             wait_for(f"{name} at {tracker}", seeded, 60)
 
