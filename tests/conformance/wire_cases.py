@@ -341,7 +341,6 @@ HTTP = (
     _http("a name in capitals", _A.replace("port=", "PORT="), "failure"),
     # -- HTTP --
     _http("an unknown path", "/nothing", "status 404"),
-    _http("the root", "/", "status 404"),
     _http("a slash after announce", _A.replace("/announce", "/announce/"), "status 404"),
     _http("announce.php", _A.replace("/announce", "/announce.php"), "status 404"),
     _http("a key in the path", _A.replace("/announce", "/key/announce"), "status 404"),

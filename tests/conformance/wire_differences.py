@@ -279,7 +279,6 @@ REASONS = (
     _because(
         "There is one path to announce at, and 404 for what isn't there.",
         ("an unknown path", NPM, "", "failure"),
-        ("the root", NPM, "", "failure"),
         ("a slash after announce", OPEN, "", "0 seeds, 1 leecher, no peers"),
         ("a slash after announce", NPM, "", "failure"),
         ("announce.php", OPEN, "", "0 seeds, 1 leecher, no peers"),
