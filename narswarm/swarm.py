@@ -214,6 +214,7 @@ class Swarm:
         *,
         trackers: Sequence[str] = (),
         peers: Sequence[tuple[str, int]] = (),
+        web_seeds: Sequence[str] = (),
     ) -> Download:
         """Begin to fetch; `Download.chunks` reads.
 
@@ -224,6 +225,7 @@ class Swarm:
             directory: where the file is made.
             trackers: announce URLs.
             peers: IP addresses and ports to connect to at once.
+            web_seeds: URLs of directories that have the file, each with a slash at its end.
 
         Raises:
             InvalidInputError: not a torrent of one file.
@@ -246,6 +248,7 @@ class Swarm:
         params.save_path = str(directory.absolute())
         params.trackers = list(trackers)
         params.peers = list(peers)  # an .append() to the property would be lost
+        params.url_seeds = list(web_seeds)
         record = Torrent(None, TorrentStatus(facts.infohash, facts.name), download)
         if not self._add(params, record):
             raise BusyError(facts.name, "this session has that torrent already")

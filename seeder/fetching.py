@@ -95,6 +95,7 @@ class Fetcher:
         finisher: what becomes of payloads.
         trackers: announce URLs.
         rate: bytes a second that fetching may take, 0 without limit.
+        web_seeds: URLs of directories that have payloads.
     """
 
     def __init__(
@@ -106,12 +107,14 @@ class Fetcher:
         finisher: Finisher,
         trackers: Sequence[str] = (),
         rate: int = 0,
+        web_seeds: Sequence[str] = (),
     ) -> None:
         self._swarm = swarm
         self._torrents = torrents
         self._store = store
         self._finisher = finisher
         self._trackers = tuple(trackers)
+        self._web_seeds = tuple(web_seeds)
         self._lock = threading.RLock()
         self._jobs: dict[bytes, Job] = {}
         self._plans = Plans()
@@ -229,7 +232,14 @@ class Fetcher:
             running = sum(not each.view.over for each in self._jobs.values())
             if self._closed or running >= MAX_JOBS:
                 raise BusyError("seeder", "fetches as much as it can")
-            job = Job(wanted, self._swarm, self._torrents, self._store, self._trackers)
+            job = Job(
+                wanted,
+                self._swarm,
+                self._torrents,
+                self._store,
+                self._trackers,
+                self._web_seeds,
+            )
             self._jobs[wanted.nar_hash] = job
             thread = threading.Thread(
                 target=self._run,

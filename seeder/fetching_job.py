@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
+from narswarm import webseeds
 from narswarm.candidates import Candidate
 from narswarm.download import Download, Progress
 from narswarm.errors import NarswarmError, NetworkError, NotFoundError
@@ -57,6 +58,7 @@ class Fetches(Protocol):
         *,
         trackers: Sequence[str] = (),
         peers: Sequence[tuple[str, int]] = (),
+        web_seeds: Sequence[str] = (),
     ) -> Download:
         """Begin to fetch."""
 
@@ -74,6 +76,8 @@ class Finds(Protocol):
         timeout: float,
         warn: Callable[[str], None],
         cancelled: threading.Event | None = None,
+        *,
+        patient: bool = False,
     ) -> Iterator[Candidate]:
         """Those that trackers name."""
 
@@ -129,6 +133,7 @@ class Job:
         torrents: finds.
         store: where files go.
         trackers: announce URLs.
+        web_seeds: URLs of directories that have payloads.
 
     Attributes:
         wanted: the NAR.
@@ -147,6 +152,7 @@ class Job:
         torrents: Finds,
         store: FetchStore,
         trackers: Sequence[str],
+        web_seeds: Sequence[str] = (),
     ) -> None:
         self.wanted = wanted
         self.users = 0
@@ -159,6 +165,7 @@ class Job:
         self._torrents = torrents
         self._store = store
         self._trackers = tuple(trackers)
+        self._web_seeds = tuple(web_seeds)
         self._cancelled = threading.Event()
         self._changed = threading.Event()
         self._listeners: list[Callable[[], None]] = []
@@ -248,7 +255,7 @@ class Job:
             seen.add(candidate.infohash)
             yield candidate
         for candidate in self._torrents.ask(
-            wanted.nar_hash, wanted.nar_size, PATIENCE, log.info, self._cancelled
+            wanted.nar_hash, wanted.nar_size, PATIENCE, log.info, self._cancelled, patient=True
         ):
             if candidate.infohash not in seen:
                 seen.add(candidate.infohash)
@@ -260,9 +267,14 @@ class Job:
         other: Candidate | None = candidate
         try:
             # libtorrent makes the file when it writes the first piece; readers open it before.
-            (directory / file_name(self.wanted.nar_hash, candidate.kind)).touch()
+            name = candidate.name or file_name(self.wanted.nar_hash, candidate.kind)
+            (directory / name).touch()
             download = self._swarm.fetch(
-                candidate.torrent, directory, trackers=self._trackers, peers=candidate.peers
+                candidate.torrent,
+                directory,
+                trackers=self._trackers,
+                peers=candidate.peers,
+                web_seeds=webseeds.of_settings(self._web_seeds, candidate.kind),
             )
             download.follow(self._changed.set)
             self.download, self.torrent = download, candidate.torrent

@@ -40,8 +40,8 @@ from seeder.workshop import Workshop
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 10.0
-LOOKUPS = 16
-"""Requests that a tracker's index gets at a time while items are fetched ahead."""
+LOOKUPS = 32
+"""Requests that a tracker's index gets at a time while items are fetched ahead; half may wait."""
 
 
 class Parts:
@@ -151,6 +151,7 @@ class Parts:
             ),
             trackers=announces,
             rate=settings.download_rate,
+            web_seeds=settings.web_seeds,
         )
         self.reannouncer = Reannouncer(swarm, self.offering.infohashes, stop.wait)
         self.presence = Presence(

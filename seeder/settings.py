@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from narswarm import webseeds
 from narswarm.acl import GUIX_ACL
 from narswarm.errors import SettingsError
 from narswarm.guixdb import DEFAULT_DATABASE
@@ -180,6 +181,13 @@ class Settings:
             "written; always in the state directory."
         },
     )
+    web_seeds: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "URLs of directories that have payloads over HTTP, such as "
+            "https://HOST/payloads/; what is fetched for this machine comes from there, too."
+        },
+    )
     control_users: tuple[str, ...] = field(
         default=("guix-daemon",),
         metadata={"help": "Users who may have items fetched, besides root and the seeder's own."},
@@ -220,6 +228,7 @@ class Settings:
         for url in self.substitute_urls:
             if not _has_host(url, ("http", "https")):
                 raise SettingsError("seeder.substitute_urls", f"{url!r} is not an http(s) URL")
+        webseeds.check(self.web_seeds, "seeder.web_seeds")
         addresses: tuple[tuple[str, Sequence[str], Callable[[str], object]], ...] = (
             ("listen", self.listen, listen_port_of),
             ("dht_nodes", self.dht_nodes, split_address),

@@ -97,6 +97,13 @@ class SubstituterSettings:
             "help": "how long a swarm may send nothing when there is no other source",
         },
     )
+    web_seeds: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "URLs of directories that have payloads over HTTP, such as "
+            "https://HOST/payloads/; the swarm's downloads use them, too"
+        },
+    )
     libtorrent: Mapping[str, int | bool | str] = field(
         default_factory=dict, metadata={"help": "settings of libtorrent by their own names"}
     )
@@ -109,5 +116,9 @@ class SubstituterSettings:
         """
         if self.policy not in POLICIES:
             raise SettingsError("policy", f"expected {', '.join(POLICIES)}, got {self.policy!r}")
+        if self.web_seeds:
+            from narswarm import webseeds  # noqa: PLC0415 -- most have none
+
+            webseeds.check(self.web_seeds, "web_seeds")
         if self.quorum < 1:
             raise SettingsError("quorum", f"expected a number of keys from 1, got {self.quorum}")

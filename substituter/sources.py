@@ -63,6 +63,7 @@ class SwarmSource:
         trackers: announce URLs from this machine's settings.
         patience: when to give up.
         name: the item's base name, shown to the user.
+        web_seeds: URLs of directories that have the payload, see `narswarm.webseeds`.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class SwarmSource:
         trackers: Sequence[str],
         patience: Patience,
         name: str,
+        web_seeds: Sequence[str] = (),
     ) -> None:
         self.candidate = candidate
         self.key = candidate.infohash
@@ -84,6 +86,7 @@ class SwarmSource:
         self._trackers = trackers
         self._patience = patience
         self._name = name
+        self._web_seeds = web_seeds
 
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
@@ -93,6 +96,7 @@ class SwarmSource:
             self._directory,
             trackers=self._trackers,
             peers=self.candidate.peers,
+            web_seeds=self._web_seeds,
         )
         begin = time.monotonic()
         try:
@@ -113,7 +117,7 @@ class SwarmSource:
             )
             yield compression.decompress(
                 chunks,
-                "zstd" if self.candidate.kind == "nar.zst" else "none",
+                self.candidate.kind.compression,
                 limit=self._nar_size,
                 subject=url,
                 threads=THREADS,

@@ -34,6 +34,7 @@ from substituter.session import Session
 from substituter.sources import HttpSource, Patience, SwarmSource
 
 if TYPE_CHECKING:
+    from narswarm.candidates import Candidate
     from narswarm.fetchclient import SeederClient
 
 _NARINFO_TIMEOUT = 30.0
@@ -355,7 +356,21 @@ class Item:
                 settings.trackers,
                 self._patience(),
                 self._path.rpartition("/")[2],
+                self._web_seeds(narinfo, candidate),
             )
+
+    def _web_seeds(self, narinfo: Narinfo, candidate: Candidate) -> list[str]:
+        """Where the payload of a torrent is over HTTP, as far as this machine knows by itself."""
+        settings = self._context.settings
+        if not settings.web_seeds and candidate.kind != "server":
+            return []
+        from narswarm import webseeds  # noqa: PLC0415 -- few torrents have one
+
+        found = [*webseeds.of_settings(settings.web_seeds, candidate.kind)]
+        if candidate.kind == "server" and settings.policy != Policy.SWARM_ONLY:
+            servers = self._context.options.urls
+            found += webseeds.of_servers(narinfo.sources, servers, candidate.name, candidate.length)
+        return found
 
     def _servers(self, narinfo: Narinfo) -> Iterator[NarSource]:
         tried = set(self._refused)

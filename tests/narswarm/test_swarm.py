@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
+from urllib.parse import unquote
 
 import pytest
 
@@ -17,6 +20,7 @@ from narswarm import bencoding, download
 from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError, SettingsError
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
+from narswarm.payload import file_name
 from narswarm.swarm import Progress, Swarm, SwarmSettings, SwarmStalledError
 
 MIB = 2**20
@@ -236,6 +240,77 @@ def test_addresses_inside_a_torrent_are_ignored(share: Share, swarm: Open, tmp_p
     handle = leecher._find(fetched.infohash).handle
     assert fetched.infohash == shared.infohash
     assert (handle.trackers(), handle.url_seeds()) == ([], [])
+
+
+class directory:  # noqa: N801  used as a context manager, like a function
+    """A web server with one file, which sends what is asked for of it."""
+
+    def __init__(self, path: str, data: bytes) -> None:
+        self.asked: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer.asked.append(unquote(self.path))
+                span = re.fullmatch(r"bytes=([0-9]+)-([0-9]+)", self.headers.get("Range", ""))
+                found = unquote(self.path) == path and span is not None
+                part = data[int(span[1]) : int(span[2]) + 1] if found and span else b""
+                self.send_response(206 if found else 404)
+                if found and span:
+                    self.send_header("Content-Range", f"bytes {span[1]}-{span[2]}/{len(data)}")
+                self.send_header("Content-Length", str(len(part)))
+                self.end_headers()
+                self.wfile.write(part)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize("size", [1, PIECE, PIECE + 1, 5 * MIB + 5])
+@pytest.mark.parametrize("name", ["canonical", f"{'0' * 32}-a+b_1.0?x=y"])
+def test_a_web_seed_is_enough(swarm: Open, tmp_path: Path, name: str, size: int) -> None:
+    """A directory over HTTP that has the file under the torrent's name does without any peer."""
+    data = random.Random(size).randbytes(size)  # noqa: S311
+    hasher = PieceHasher()
+    hasher.update(data)
+    if name == "canonical":
+        name = file_name(hashlib.sha256(data).digest())
+    torrent = Metainfo.of(name, hasher.finish()).encode()
+    with directory(f"/nar/{name}", data) as server:
+        fetched = swarm().fetch(torrent, tmp_path, web_seeds=[f"{server.url}/nar/"])
+        assert b"".join(fetched.chunks(stall=too_long)) == data
+        assert (tmp_path / name).read_bytes() == data
+        fetched.cancel(keep=False)
+    assert set(server.asked) == {f"/nar/{name}"}
+
+
+def test_a_web_seed_that_lies_is_no_harm(share: Share, swarm: Open, tmp_path: Path) -> None:
+    """Pieces that aren't those of the torrent are thrown away, and a peer brings them."""
+    shared = share(3 * PIECE)
+    seeder, leecher = swarm(role="seed"), swarm()
+    seeder.seed(shared.torrent, shared.path, [])
+    name = shared.path.name
+    with directory(f"/{name}", bytes(len(shared.data))) as server:
+        fetched = leecher.fetch(
+            shared.torrent, tmp_path, peers=[address(seeder)], web_seeds=[f"{server.url}/"]
+        )
+        assert b"".join(fetched.chunks(stall=too_long)) == shared.data
 
 
 def test_a_swarm_that_dies_is_given_up(share: Share, swarm: Open, tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ class FakeDownload:
         self.cancelled = keep
 
 
+WEB_SEED = "https://cdn.example.org/payloads/"
+
+
 class FakeSwarm:
     """Begins fetches, and tells the test."""
 
@@ -90,9 +93,11 @@ class FakeSwarm:
         *,
         trackers: Sequence[str] = (),
         peers: Sequence[tuple[str, int]] = (),
+        web_seeds: Sequence[str] = (),
     ) -> Download:
         """Begin one."""
         assert (tuple(trackers), tuple(peers)) == (("http://t/announce",), (("127.0.0.1", 1),))
+        assert tuple(web_seeds) == (WEB_SEED,)
         assert (directory / NAME).exists()
         if torrent in self.refused:
             raise InvalidInputError("torrent", "libtorrent refuses it")
@@ -130,7 +135,9 @@ class Bench:
         self.swarm = FakeSwarm()
         self.torrents = FakeTorrents()
         self.store = FetchStore(directory / "fetching", 250)
-        self.job = Job(WANTED, self.swarm, self.torrents, self.store, ["http://t/announce"])
+        self.job = Job(
+            WANTED, self.swarm, self.torrents, self.store, ["http://t/announce"], [WEB_SEED]
+        )
         self.views: list[View] = []
         self.job.listen(lambda: self.views.append(self.job.view))
 
