@@ -12,7 +12,7 @@ import sys
 
 from narswarm.errors import NarswarmError
 
-OURS = ("narinfo", "weather", "challenge")
+OURS = ("narinfo", "weather", "challenge", "doctor")
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def _read(source: str) -> bytes:
         raise NotFoundError(source, error.strerror or str(error)) from error
 
 
-for _command in (inquiries.show_weather, inquiries.show_challenge):
+for _command in (inquiries.show_weather, inquiries.show_challenge, inquiries.show_doctor):
     group.add_command(_command)
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands `substituter weather` and `substituter challenge`."""
+"""The commands that look and change nothing: `weather`, `challenge` and `doctor`."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from narswarm.acl import Acl
 from narswarm.errors import ExitCode, NarswarmError, NetworkError, NotFoundError
 from narswarm.guixdb import DEFAULT_DATABASE, DbItem, GuixDb
 from narswarm.httpclient import HttpClient
-from substituter import challenge, daemonprocess, manifests, weather
+from substituter import challenge, daemonprocess, doctor, manifests, weather
 from substituter.challenge import Outcome
 from substituter.context import tracker_base
 from substituter.settings import SubstituterSettings
@@ -122,6 +123,34 @@ def show_challenge(
         click.echo(challenge.summary(found))
     differ = any(each.outcome is Outcome.DISAGREEMENT for each in found)
     return ExitCode.MISMATCH if differ else ExitCode.OK
+
+
+@click.command("doctor")
+@cli.config_option
+@cli.json_option
+def show_doctor(config: Path | None, as_json: bool) -> ExitCode:
+    """Say whether the next `guix build` will use the substituter, and if not, why.
+
+    Run it as root: guix-daemon's environment is for its own user and for root. Exit code 1:
+    something is broken. Warnings don't change the exit code.
+    """
+    findings = []
+    with HttpClient(_TIMEOUT) as client:
+        for finding in doctor.examine(client, os.environ, config):
+            findings.append(finding)
+            if not as_json:
+                line = f"{finding.verdict:<8} {finding.check}: {finding.message}"
+                click.echo(cli.printable(line))
+                if finding.hint and finding.verdict is not doctor.Verdict.OK:
+                    click.echo(cli.printable(f"{'':<8} {finding.hint}"))
+    conclusion = doctor.conclusion(findings)
+    if as_json:
+        shown = [finding._asdict() for finding in findings]
+        cli.print_json({"findings": shown, "conclusion": conclusion})
+    else:
+        click.echo(cli.printable(conclusion))
+    failed = any(finding.verdict is doctor.Verdict.FAILED for finding in findings)
+    return ExitCode.FAILED if failed else ExitCode.OK
 
 
 def _wanted(paths: tuple[str, ...], manifest: Path | None) -> list[str]:
