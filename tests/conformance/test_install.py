@@ -62,6 +62,7 @@ def test_a_wheel_has_all_that_the_commands_need(wheel: Path) -> None:
     ends += [f"share/zsh/site-functions/_{name}" for name in COMMANDS]
     ends += [f"share/fish/vendor_completions.d/{name}.fish" for name in COMMANDS]
     ends += ["substituter/guix/extensions/substitute.scm", "tracker/redis_swarms.lua"]
+    ends += ["tracker/templates/home.html", "tracker/static/tracker.css"]
     missing = [end for end in ends if not any(name.endswith(end) for name in names)]
     assert missing == []
     assert not [name for name in names if name.startswith(("tests/", "bench/", "scripts/"))]
