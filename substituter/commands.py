@@ -11,7 +11,7 @@ from narswarm import base32, cli, narinfo, sexp
 from narswarm.acl import Acl
 from narswarm.errors import InvalidInputError, NotFoundError
 from narswarm.httpclient import HttpClient
-from substituter import inquiries
+from substituter import inquiries, installing
 
 _TIMEOUT = 30.0
 
@@ -117,7 +117,13 @@ def _read(source: str) -> bytes:
         raise NotFoundError(source, error.strerror or str(error)) from error
 
 
-for _command in (inquiries.show_weather, inquiries.show_challenge, inquiries.show_doctor):
+for _command in (
+    inquiries.show_weather,
+    inquiries.show_challenge,
+    inquiries.show_doctor,
+    installing.install_command,
+    installing.uninstall_command,
+):
     group.add_command(_command)
 
 
