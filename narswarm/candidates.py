@@ -46,6 +46,16 @@ BREAK = 10.0
 MAX_FAILURES = 3
 """Requests in a row that a tracker may fail until it is left alone, too."""
 
+WAIT = 5
+"""Seconds for which a tracker is asked to wait for a torrent that is being made; connections
+that are silent for longer may be cut on the way."""
+
+FIRST_AGAIN = 0.2
+"""Seconds until a tracker is asked again that doesn't wait; they double up to what it said."""
+
+MAKING_RATE = 8 << 20
+"""Bytes of NAR a second that whoever makes a torrent is given time for."""
+
 _PAUSE = 0.25
 """Seconds after which a search looks whether it was cancelled."""
 
@@ -122,10 +132,12 @@ class Torrents:
         timeout: float,
         warn: Callable[[str], None],
         cancelled: threading.Event | None = None,
+        *,
+        patient: bool = False,
     ) -> Iterator[Candidate]:
         """Those that trackers name, as their answers come in; each is kept.
 
-        A tracker that has somebody prepare one is asked again when it said.
+        A tracker that has somebody prepare one is waited for, or asked again.
 
         Args:
             nar_hash: what is looked for.
@@ -134,19 +146,23 @@ class Torrents:
                 more is still given afterwards.
             warn: gets one line per tracker that gave no proper answer.
             cancelled: ends the search when it is set.
+            patient: while somebody prepares one, the search takes longer, by the time that it
+                takes to read and compress so large a NAR.
         """
         from narswarm.trackerclient import PreparingError  # noqa: PLC0415 - see `_ask_one`
 
         cancelled = cancelled or threading.Event()
         deadline = time.monotonic() + timeout
-        pending = self._submit(self._trackers, nar_hash, nar_size)
+        extra = nar_size / MAKING_RATE if patient else 0.0
+        pending = self._submit(self._trackers, nar_hash, nar_size, wait=True)
         again: dict[_Tracker, float] = {}
+        pauses: dict[_Tracker, float] = {}
         seen: set[str] = set()
         try:
             while (pending or again) and not cancelled.is_set():
                 now = time.monotonic()
                 due = [tracker for tracker, when in again.items() if when <= now]
-                pending |= self._submit(due, nar_hash, nar_size)
+                pending |= self._submit(due, nar_hash, nar_size, wait=True)
                 for tracker in due:
                     del again[tracker]
                 left = max(0.0, min([deadline, now + _PAUSE, *again.values()]) - now)
@@ -159,7 +175,10 @@ class Torrents:
                     tracker = pending.pop(future)
                     error = future.exception()
                     if isinstance(error, PreparingError):
-                        again[tracker] = time.monotonic() + error.retry_after
+                        deadline, extra = deadline + extra, 0.0
+                        pause = pauses.get(tracker, FIRST_AGAIN)
+                        pauses[tracker] = 2 * pause
+                        again[tracker] = time.monotonic() + min(pause, error.retry_after)
                         continue
                     for candidate in _result(future, warn):
                         if candidate.infohash not in seen:
@@ -171,7 +190,7 @@ class Torrents:
 
     def learn(self, nar_hash: bytes, nar_size: int, warn: Callable[[str], None]) -> None:
         """Have the trackers asked in the background, and keep what they name."""
-        for future in self._submit(self._trackers, nar_hash, nar_size):
+        for future in self._submit(self._trackers, nar_hash, nar_size, wait=False):
             future.add_done_callback(lambda future: future.cancelled() or _result(future, warn))
 
     def refuse(self, nar_hash: bytes, infohash: str) -> None:
@@ -200,15 +219,17 @@ class Torrents:
             pass  # nothing there, or another process is at it
 
     def _submit(
-        self, trackers: Iterable[_Tracker], nar_hash: bytes, nar_size: int
+        self, trackers: Iterable[_Tracker], nar_hash: bytes, nar_size: int, *, wait: bool
     ) -> dict[Future[list[Candidate]], _Tracker]:
         return {
-            tracker.executor.submit(self._ask_one, tracker, nar_hash, nar_size): tracker
+            tracker.executor.submit(self._ask_one, tracker, nar_hash, nar_size, wait=wait): tracker
             for tracker in trackers
             if not tracker.is_down()
         }
 
-    def _ask_one(self, tracker: _Tracker, nar_hash: bytes, nar_size: int) -> list[Candidate]:
+    def _ask_one(
+        self, tracker: _Tracker, nar_hash: bytes, nar_size: int, *, wait: bool
+    ) -> list[Candidate]:
         # Not at the top: a helper without trackers starts sooner.
         from narswarm.trackerclient import PreparingError  # noqa: PLC0415
 
@@ -216,13 +237,17 @@ class Torrents:
             return []
         found: list[Candidate] = []
         try:
-            entry = tracker.index.lookup(nar_hash)
-            for listed in entry.torrents if entry else ():
-                if not self._is_refused(nar_hash, listed.infohash_v2.hex()):
-                    found += self._obtain(tracker.index, listed, nar_hash, nar_size)
-            if entry and entry.holders and not any(each.seeders for each in entry.torrents):
+            for _ in range(2):
+                entry = tracker.index.lookup(nar_hash)
+                for listed in entry.torrents if entry else ():
+                    if not self._is_refused(nar_hash, listed.infohash_v2.hex()):
+                        found += self._obtain(tracker.index, listed, nar_hash, nar_size)
+                if not entry or not entry.holders or any(each.seeders for each in entry.torrents):
+                    break
                 # Asking is what has one of the holders seed it.
-                tracker.index.torrent(nar_hash)
+                made = tracker.prepare(nar_hash, wait=wait and not entry.torrents)
+                if entry.torrents or not made:
+                    break
         except PreparingError:
             if not found:
                 raise
@@ -293,12 +318,30 @@ class _Tracker:
     def __init__(self, index: TrackerIndex, workers: int) -> None:
         self.index = index
         self.executor = ThreadPoolExecutor(workers, thread_name_prefix="tracker")
+        self._waiting = threading.BoundedSemaphore(max(1, workers // 2))
         self._failures = 0
         self._down_until = 0.0
 
     def is_down(self) -> bool:
         """Whether it is left alone for now."""
         return time.monotonic() < self._down_until
+
+    def prepare(self, nar_hash: bytes, *, wait: bool) -> bool:
+        """Have a torrent made and seeded, and wait for it if threads can be spared.
+
+        Returns:
+            Whether there is one.
+
+        Raises:
+            PreparingError: there is none yet.
+            NetworkError: the tracker can't be reached, or its answer isn't one.
+        """
+        waits = wait and self._waiting.acquire(blocking=False)
+        try:
+            return self.index.torrent(nar_hash, wait=WAIT if waits else 0) is not None
+        finally:
+            if waits:
+                self._waiting.release()
 
     def succeeded(self) -> None:
         """Note that it answered."""

@@ -167,22 +167,37 @@ class TrackerIndex:
             NetworkError: the tracker can't be reached, or its answer isn't one.
         """
         url = self._url(nar_hash)
-        response = self._get(url, MAX_ANSWER, HTTPStatus.OK, HTTPStatus.ACCEPTED)
+        response = self._get(
+            url, MAX_ANSWER, HTTPStatus.OK, HTTPStatus.ACCEPTED, timeout=self._timeout
+        )
         return None if response is None else parse_entry(response.body, nar_hash, url)
 
-    def torrent(self, nar_hash: bytes, infohash_v2: bytes | None = None) -> bytes | None:
+    def torrent(
+        self, nar_hash: bytes, infohash_v2: bytes | None = None, *, wait: int = 0
+    ) -> bytes | None:
         """Ask for a torrent of a NAR, the best or a certain one; nothing if it isn't known.
 
         The bytes are as the tracker sent them: `narswarm.metainfo.decode` checks them. Where
         nobody seeds the torrent, or there is none, this tells who could.
 
+        Args:
+            nar_hash: SHA-256 of the NAR.
+            infohash_v2: of the one that is meant, 32 bytes.
+            wait: seconds for which the tracker may wait for one that is being made, at most
+                `LONGEST_WAIT`, and less than what the client waits for bytes. It answers as soon
+                as somebody seeds it; those that don't know of waiting answer at once.
+
         Raises:
             PreparingError: there is none yet, but somebody can make it; ask again.
             NetworkError: the tracker can't be reached, or its answer isn't one.
         """
-        choice = f"?infohash={infohash_v2.hex()}" if infohash_v2 else ""
-        url = f"{self._url(nar_hash)}.torrent{choice}"
-        response = self._get(url, metainfo.MAX_BYTES, HTTPStatus.OK, HTTPStatus.ACCEPTED)
+        url = f"{self._url(nar_hash)}.torrent"
+        asked = f"{url}?infohash={infohash_v2.hex()}" if infohash_v2 else url
+        asked += f"{'&' if infohash_v2 else '?'}wait={wait}" if wait else ""
+        timeout = wait + _ANSWER_SECONDS if wait else self._timeout
+        response = self._get(
+            asked, metainfo.MAX_BYTES, HTTPStatus.OK, HTTPStatus.ACCEPTED, timeout=timeout
+        )
         if response is None:
             return None
         if response.status == HTTPStatus.ACCEPTED:
@@ -310,8 +325,10 @@ class TrackerIndex:
     def _url(self, nar_hash: bytes) -> str:
         return f"{self._base}/v1/nar/{base32.encode(nar_hash)}"
 
-    def _get(self, url: str, max_bytes: int, *statuses: HTTPStatus) -> Response | None:
-        response = self._client.request("GET", url, max_bytes=max_bytes, timeout=self._timeout)
+    def _get(
+        self, url: str, max_bytes: int, *statuses: HTTPStatus, timeout: float | None
+    ) -> Response | None:
+        response = self._client.request("GET", url, max_bytes=max_bytes, timeout=timeout)
         if response.status == HTTPStatus.NOT_FOUND:
             return None
         if response.status not in statuses:

@@ -307,14 +307,16 @@ class Item:
             yield from self._from_seeder(seeder, narinfo)
         if not self._context.may_have_torrents(narinfo):
             return
+        dropped = threading.Event()
+        lane.on_drop(dropped.set)
         if not lane.alone:
             if seeder is None:
-                quick = self._candidates(narinfo, settings.first_byte_timeout, set())
+                quick = self._candidates(narinfo, settings.first_byte_timeout, dropped)
                 yield from itertools.islice(quick, _MAX_QUICK)
             if not lane.rest():
                 return
         # Those that were tried may have got peers meanwhile.
-        patient = self._candidates(narinfo, settings.patience, set())
+        patient = self._candidates(narinfo, settings.patience, dropped)
         yield from itertools.islice(patient, _MAX_PATIENT)
 
     def _from_seeder(self, seeder: SeederClient, narinfo: Narinfo) -> Iterator[NarSource]:
@@ -333,13 +335,18 @@ class Item:
         settings = self._context.settings
         return Patience(settings.first_byte_timeout, settings.stall_timeout, settings.patience)
 
-    def _candidates(self, narinfo: Narinfo, timeout: float, tried: set[str]) -> Iterator[NarSource]:
+    def _candidates(
+        self, narinfo: Narinfo, timeout: float, dropped: threading.Event
+    ) -> Iterator[NarSource]:
+        tried: set[str] = set()
         context, settings = self._context, self._context.settings
         if context.trackers:
             self._session.start()
         torrents = context.torrents
         known = torrents.known(narinfo.nar_hash, narinfo.nar_size)
-        asked = torrents.ask(narinfo.nar_hash, narinfo.nar_size, timeout, context.warn_once)
+        asked = torrents.ask(
+            narinfo.nar_hash, narinfo.nar_size, timeout, context.warn_once, dropped, patient=True
+        )
         for candidate in itertools.chain(known, asked):
             if candidate.infohash in tried or candidate.infohash in self._refused:
                 continue

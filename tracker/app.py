@@ -26,13 +26,13 @@ from narswarm.narinfo import Source
 from tracker import publication
 from tracker.aclfile import AclFile
 from tracker.announcer import Announcer, RefusedAddressError
-from tracker.bulk import RETRY_SECONDS, Bulk, has_seed
+from tracker.bulk import RETRY_SECONDS, Bulk, Prepared, has_seed
 from tracker.exposition import CONTENT_TYPE, exposition
 from tracker.failures import error_response, http_error, narswarm_error
 from tracker.index import Index, IndexedTorrent
 from tracker.metrics import Action, Outcome, family_of
 from tracker.page import Page
-from tracker.parking import ParkingMiddleware
+from tracker.parking import ParkingMiddleware, Reply
 from tracker.policy import Policy
 from tracker.publication import RefusedError
 from tracker.settings import Settings
@@ -256,8 +256,24 @@ class TrackerApp:
                 with_announce(kept, self._announce_url()), content_type="application/x-bittorrent"
             )
         if infohash is None and (holders := self.bulk.want(wanted)):
-            return _accepted(jsonify(nar_hash=f"sha256:{nar_hash}", holders=holders))
+            response = _accepted(jsonify(nar_hash=f"sha256:{nar_hash}", holders=holders))
+            later = Reply(response.data, status="202 ACCEPTED", retry_after=RETRY_SECONDS)
+            self.bulk.wait_for(wanted, self._finder(wanted), later)
+            return response
         return error_response(HTTPStatus.NOT_FOUND, f"{nar_hash}: is not in the index")
+
+    def _finder(self, wanted: bytes) -> Callable[[], Prepared | None]:
+        """Looks for a torrent as this request would be given it, outside of the request."""
+        url = self._announce_url()
+
+        def find() -> Prepared | None:
+            found = self._index.nar(wanted)
+            kept = self._index.metainfo(found.torrents[0].row) if found else None
+            if found is None or kept is None:
+                return None
+            return Prepared(with_announce(kept, url), found.wire_hashes)
+
+        return find
 
     def _announce_url(self) -> str | None:
         """Where clients announce: as set, or as this request was addressed."""

@@ -25,13 +25,19 @@ from narswarm.trackerclient import LONGEST_WAIT
 from tracker import publication
 from tracker.announcer import Announcer, UnavailableError
 from tracker.holdings import LEASE, MAX_BODY, Holdings, StaleHoldingsError, parse_update
-from tracker.parking import ENVIRON, Parking, Poll, room_for_descriptors
+from tracker.parking import ENVIRON, Answered, Parking, Poll, Reply, room_for_descriptors
 from tracker.redis_bulk import RedisBulk
 from tracker.settings import IN_MEMORY, Settings
 from tracker.wanted import Page, Wanted, WantedItem
 
 RETRY_SECONDS: Final = 2
 """When to ask again for a torrent that is being made."""
+
+LOOK: Final = 0.05
+"""Seconds between two looks whether a torrent that was published has a seed by now."""
+
+SEED_SECONDS: Final = 2.0
+"""How long a torrent may be without one before it is given to who waits for it all the same."""
 
 _LARGE_BODY = 1 << 20
 _LARGE_AT_A_TIME = 2
@@ -54,6 +60,13 @@ class BulkTotals(NamedTuple):
     wanted: int
     polls: int
     preparing: int
+
+
+class Prepared(NamedTuple):
+    """A torrent that somebody waited for, and the infohashes under which it is announced."""
+
+    torrent: bytes
+    info_hashes: Sequence[bytes]
 
 
 class Bulk:
@@ -150,13 +163,42 @@ class Bulk:
     def published(self, nar_hash: bytes, info_hashes: Sequence[bytes]) -> None:
         """Note under which infohashes a NAR is seeded from now on."""
         self._wanted.prepared(nar_hash, info_hashes)
+        self.parking.wake([_waiting_for(nar_hash)])
         if self._others is not None:
             self._others.wanted(nar_hash, info_hashes, is_new=False)
+
+    def wait_for(self, nar_hash: bytes, find: Callable[[], Prepared | None], later: Reply) -> None:
+        """Let the request that is being served wait for a torrent, if it said for how long.
+
+        Args:
+            nar_hash: 32 bytes.
+            find: gives the torrent, if there is one by now; called in another thread.
+            later: what is said if there is none in time.
+        """
+        wait = min(_number("wait"), LONGEST_WAIT)
+        # Who finds no room asks again later, as if it hadn't said that it would wait.
+        if not wait or request.method != "GET" or not self.parking.has_room(own=True):
+            return
+        end: float | None = None
+
+        def answer(final: bool) -> Answered:
+            nonlocal end
+            prepared = find()
+            if prepared is None:
+                return later if final else None
+            now = self._clock()
+            end = now + SEED_SECONDS if end is None else end
+            if not final and now < end and not has_seed(self._announcer, prepared.info_hashes):
+                return LOOK
+            return Reply(prepared.torrent, "application/x-bittorrent")
+
+        request.environ[ENVIRON] = Poll(_waiting_for(nar_hash), 0, wait, answer)
 
     def _hear(self, nar_hash: bytes, info_hashes: Sequence[bytes], is_new: bool) -> None:
         """Take in what another tracker was asked for, or was given."""
         if not is_new:
             self._wanted.prepared(nar_hash, info_hashes)
+            self.parking.wake([_waiting_for(nar_hash)])
             return
         keys = self.holders(nar_hash)
         if not keys and self._others is not None:
@@ -212,10 +254,10 @@ class Bulk:
             request.environ[ENVIRON] = poll
         return Response(_render(page), content_type="application/json")
 
-    def _answer(self, poll: Poll, final: bool) -> bytes | None:
+    def _answer(self, poll: Poll, final: bool) -> Answered:
         """What a seeder that waits is told, if there is anything."""
         page = self._page(poll)
-        return _render(page) if page.items or final else None
+        return Reply(_render(page)) if page.items or final else None
 
     def _page(self, poll: Poll) -> Page:
         """What a seeder holds that came to be wanted, and that nobody seeds by now."""
@@ -247,6 +289,11 @@ def has_seed(announcer: Announcer, info_hashes: Sequence[bytes]) -> bool:
         return any(counts.complete for counts in announcer.counts(info_hashes))
     except UnavailableError:
         return False  # the swarms are elsewhere and don't answer: better made once too often
+
+
+def _waiting_for(nar_hash: bytes) -> bytes:
+    """What wakes those who wait for a torrent; no key is so long."""
+    return b"nar " + nar_hash
 
 
 def _number(name: str) -> int:

@@ -47,21 +47,43 @@ class Poll(NamedTuple):
     """A request that may wait.
 
     Attributes:
-        key: whose it is; a second one of a key ends the first.
+        key: whose it is, or what for; who waits is woken by it.
         since: the cursor that it came with.
         wait: seconds until it is answered in any case.
+        own: what answers it instead of what answers all others. Any number of these with one key
+            wait side by side; of others a second one ends the first.
     """
 
     key: bytes
     since: int
     wait: float
+    own: Callable[[bool], Answered] | None = None
 
 
-Answer = Callable[[Poll, bool], bytes | None]
-"""Makes the JSON for a poll, or nothing if it is to wait on; true: it can't wait on."""
+class Reply(NamedTuple):
+    """A whole answer.
+
+    Attributes:
+        body: what it is.
+        content_type: of the body.
+        status: code and phrase.
+        retry_after: seconds until it makes sense to ask again.
+    """
+
+    body: bytes
+    content_type: str = "application/json"
+    status: str = "200 OK"
+    retry_after: int | None = None
 
 
-@dataclass(slots=True)
+Answered = Reply | float | None
+"""The reply; or nothing if the poll is to wait on, until it is woken or for so many seconds."""
+
+Answer = Callable[[Poll, bool], Answered]
+"""Answers a poll; true: it can't wait on."""
+
+
+@dataclass(slots=True, eq=False)
 class _Parked:
     """A connection, in the thread's hands."""
 
@@ -130,18 +152,21 @@ class Parking:
         self._arrived: deque[_Parked] = deque()
         self._woken: set[bytes] = set()
         self._closing = False
-        self._by_key: dict[bytes, _Parked] = {}
+        self._by_key: dict[bytes, list[_Parked]] = {}
+        self._waiting = 0
+        self._own = 0
         self._deadlines: list[tuple[float, int, _Parked]] = []
         self._number = count()
         self._lot: _Lot | None = None
 
     def __len__(self) -> int:
         """How many connections wait."""
-        return len(self._by_key) + len(self._arrived)
+        return self._waiting + len(self._arrived)
 
-    def has_room(self) -> bool:
-        """Whether another connection may wait."""
-        return not self._closing and len(self) < self._limit
+    def has_room(self, *, own: bool = False) -> bool:
+        """Whether another connection may wait; those with an answer of their own get half."""
+        free = not self._closing and len(self) < self._limit
+        return free and (not own or self._own < self._limit // 2)
 
     def park(self, poll: Poll, sock: socket.socket) -> None:
         """Take over a connection; from any thread."""
@@ -178,7 +203,8 @@ class Parking:
         with lot:
             while not self._closing:
                 self._step(lot, self._until_next())
-            for parked in [*self._take_arrived(), *self._by_key.values()]:
+            waiting = [parked for each in self._by_key.values() for parked in each]
+            for parked in [*self._take_arrived(), *waiting]:
                 self._say(lot, parked, final=True)
             end = self._clock() + _STOP_SECONDS
             while lot.parked() and self._clock() < end:
@@ -206,16 +232,16 @@ class Parking:
         with self._lock:
             woken, self._woken = self._woken, set()
         for name in woken:
-            found = self._by_key.get(name)
-            if found is not None:
+            for found in list(self._by_key.get(name, ())):
                 self._say(lot, found, final=False)
-        while self._deadlines and self._deadlines[0][0] <= self._clock():
+        now = self._clock()
+        while self._deadlines and self._deadlines[0][0] <= now:
             parked = heapq.heappop(self._deadlines)[2]
-            if parked.sock.fileno() < 0 or parked.deadline > self._clock():
-                continue  # long answered, or on its way with another deadline
+            if parked.sock.fileno() < 0:
+                continue  # long answered
             if parked.answer is None:
-                self._say(lot, parked, final=True)
-            else:
+                self._say(lot, parked, final=parked.deadline <= now)
+            elif parked.deadline <= now:
                 self._drop(lot, parked)
 
     def _take_arrived(self) -> list[_Parked]:
@@ -226,17 +252,32 @@ class Parking:
 
     def _admit(self, lot: _Lot, parked: _Parked) -> None:
         """Begin to wait, instead of an older connection with the same key."""
-        older = self._by_key.get(parked.poll.key)
-        if older is not None:
-            self._say(lot, older, final=True)
-        self._by_key[parked.poll.key] = parked
+        for older in list(self._by_key.get(parked.poll.key, ())):
+            if older.poll.own is None:
+                self._say(lot, older, final=True)
+        self._by_key.setdefault(parked.poll.key, []).append(parked)
+        self._count(parked, 1)
         lot.selector.register(parked.sock, selectors.EVENT_READ, parked)
-        self._remind(parked)
+        self._remind(parked, parked.deadline)
         # What came between the view's look and now rang for nobody.
         self._say(lot, parked, final=False)
 
-    def _remind(self, parked: _Parked) -> None:
-        heapq.heappush(self._deadlines, (parked.deadline, next(self._number), parked))
+    def _count(self, parked: _Parked, change: int) -> None:
+        self._waiting += change
+        if parked.poll.own is not None:
+            self._own += change
+
+    def _forget(self, parked: _Parked) -> None:
+        """It doesn't wait any more."""
+        same = self._by_key.get(parked.poll.key, [])
+        if parked in same:
+            same.remove(parked)
+            self._count(parked, -1)
+        if not same:
+            self._by_key.pop(parked.poll.key, None)
+
+    def _remind(self, parked: _Parked, when: float) -> None:
+        heapq.heappush(self._deadlines, (when, next(self._number), parked))
 
     def _listen(self, lot: _Lot, parked: _Parked) -> None:
         """See whether a client left; what it says otherwise doesn't matter."""
@@ -252,16 +293,19 @@ class Parking:
 
     def _say(self, lot: _Lot, parked: _Parked, *, final: bool) -> None:
         """Answer a connection, if there is something to say or it can't wait on."""
+        own = parked.poll.own
         try:
-            body = self._answer(parked.poll, final)
+            reply = self._answer(parked.poll, final) if own is None else own(final)
         except Exception:  # noqa: BLE001 - whatever it is, the other connections wait on
             _log.exception("a poll could not be answered")
-            body = b"{}"
-        if body is None:
+            reply = Reply(b"{}")
+        if reply is None:
             return
-        if self._by_key.get(parked.poll.key) is parked:
-            del self._by_key[parked.poll.key]
-        parked.answer = memoryview(_response(body))
+        if not isinstance(reply, Reply):
+            self._remind(parked, self._clock() + reply)
+            return
+        self._forget(parked)
+        parked.answer = memoryview(_response(reply))
         parked.deadline = self._clock() + SEND_SECONDS
         if parked.sock not in lot.selector.get_map():  # it came while this stops
             lot.selector.register(parked.sock, selectors.EVENT_READ, parked)
@@ -283,12 +327,11 @@ class Parking:
             return
         if lot.selector.get_key(parked.sock).events != selectors.EVENT_WRITE:
             lot.selector.modify(parked.sock, selectors.EVENT_WRITE, parked)
-            self._remind(parked)
+            self._remind(parked, parked.deadline)
 
     def _drop(self, lot: _Lot, parked: _Parked) -> None:
         """Close a connection."""
-        if self._by_key.get(parked.poll.key) is parked:
-            del self._by_key[parked.poll.key]
+        self._forget(parked)
         lot.selector.unregister(parked.sock)
         parked.sock.close()
 
@@ -337,14 +380,16 @@ def room_for_descriptors() -> int:
     return most // 2
 
 
-def _response(body: bytes) -> bytes:
-    """A complete answer with some JSON."""
-    head = (
-        "HTTP/1.1 200 OK",
+def _response(reply: Reply) -> bytes:
+    """Write a complete answer."""
+    head = [
+        f"HTTP/1.1 {reply.status}",
         f"Date: {formatdate(usegmt=True)}",
         "Connection: close",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
+        f"Content-Type: {reply.content_type}",
+        f"Content-Length: {len(reply.body)}",
         "Cache-Control: no-store",
-    )
-    return "\r\n".join([*head, "", ""]).encode() + body
+    ]
+    if reply.retry_after is not None:
+        head.append(f"Retry-After: {reply.retry_after}")
+    return "\r\n".join([*head, "", ""]).encode() + reply.body

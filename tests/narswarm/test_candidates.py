@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -550,7 +551,7 @@ def preparing(site: Site, item: Item, until: int, then: Callable[[], None]) -> N
         handler.wfile.write(b"{}")
 
     site.bodies[base] = held(item)
-    site.bodies[f"{base}.torrent"] = answer
+    site.bodies[f"{base}.torrent?wait={module.WAIT}"] = answer
 
 
 @pytest.mark.usefixtures("at_once")
@@ -562,7 +563,7 @@ def test_a_torrent_that_is_prepared_is_waited_for(
     preparing(site, item, 2, lambda: serve(site, item, good))
     assert [each.torrent for each in ask(of(site), item)] == [good]
     base = f"/v1/nar/{base32.encode(item.nar_hash)}"
-    assert site.requests[:4] == [base, f"{base}.torrent"] * 2
+    assert site.requests[:4] == [base, f"{base}.torrent?wait={module.WAIT}"] * 2
 
 
 def test_a_search_is_cancelled(of: Callable[..., Torrents], site: Site, item: Item) -> None:
@@ -581,3 +582,82 @@ def test_a_search_ends_with_its_time(of: Callable[..., Torrents], site: Site, it
     preparing(site, item, 0, lambda: None)
     assert list(of(site).ask(item.nar_hash, len(item.nar), 0.3, warnings.append)) == []
     assert warnings == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_torrent_that_came_while_it_was_waited_for(
+    of: Callable[..., Torrents], site: Site, item: Item, tmp_path: Path
+) -> None:
+    """When a tracker gives a torrent at last, it is asked once more who seeds it."""
+    good = torrent(item, tmp_path)
+    base = f"/v1/nar/{base32.encode(item.nar_hash)}"
+
+    def made(handler: BaseHTTPRequestHandler) -> None:
+        serve(site, item, good)
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(good)))
+        handler.end_headers()
+        handler.wfile.write(good)
+
+    site.bodies[base] = held(item)
+    site.bodies[f"{base}.torrent?wait={module.WAIT}"] = made
+    (found,) = ask(of(site), item)
+    assert found.torrent == good
+    assert site.requests[:3] == [base, f"{base}.torrent?wait={module.WAIT}", base]
+
+
+def test_few_wait(of: Callable[..., Torrents], site: Site, item: Item) -> None:
+    """Half of the requests to a tracker may wait; others ask whether there is a torrent."""
+    base = f"/v1/nar/{base32.encode(item.nar_hash)}"
+    asked: list[str] = []
+    waiting, end = threading.Semaphore(0), threading.Event()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        if "wait" in handler.path:
+            waiting.release()
+            end.wait(30)
+        else:
+            end.set()
+        handler.send_response(404)
+        handler.send_header("Content-Length", "2")
+        handler.end_headers()
+        handler.wfile.write(b"{}")
+
+    site.bodies[base] = held(item)
+    site.bodies[f"{base}.torrent"] = site.bodies[f"{base}.torrent?wait={module.WAIT}"] = answer
+    torrents = of(site)
+    threads = [threading.Thread(target=ask, args=(torrents, item)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        assert waiting.acquire(timeout=30)
+    assert ask(torrents, item) == []
+    for thread in threads:
+        thread.join()
+    names = [path.removeprefix(f"{base}.torrent") for path in asked]
+    assert names == [f"?wait={module.WAIT}", f"?wait={module.WAIT}", ""]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_large_ones_take_longer(
+    of: Callable[..., Torrents], site: Site, item: Item, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is patient gives whoever makes a torrent the time that so large a NAR takes."""
+    monkeypatch.setattr(module, "MAKING_RATE", len(item.nar) / 60)
+    begin, timeout = time.monotonic(), 0.3
+    cancelled = threading.Event()
+    base = f"/v1/nar/{base32.encode(item.nar_hash)}"
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if time.monotonic() > begin + 2 * timeout:
+            cancelled.set()
+        handler.send_response(202)
+        handler.send_header("Content-Length", "2")
+        handler.end_headers()
+        handler.wfile.write(b"{}")
+
+    site.bodies[base] = held(item)
+    site.bodies[f"{base}.torrent?wait={module.WAIT}"] = answer
+    found = of(site).ask(item.nar_hash, len(item.nar), timeout, print, cancelled, patient=True)
+    assert list(found) == []
+    assert cancelled.is_set()

@@ -118,7 +118,11 @@ def test_torrent() -> None:
     index, fake = _index(200, b"d4:infodee")
     assert index.torrent(NAR) == b"d4:infodee"
     assert index.torrent(NAR, b"\xab" * 32) == b"d4:infodee"
-    suffixes = ("", f"?infohash={'ab' * 32}")
+    fake.timeout = 15
+    assert index.torrent(NAR, wait=5) == b"d4:infodee"
+    assert index.torrent(NAR, b"\xab" * 32, wait=5) == b"d4:infodee"
+    chosen = f"?infohash={'ab' * 32}"
+    suffixes = ("", chosen, "?wait=5", f"{chosen}&wait=5")
     assert fake.asked == [
         ("GET", f"{URL}.torrent{suffix}", {}, b"", metainfo.MAX_BYTES) for suffix in suffixes
     ]

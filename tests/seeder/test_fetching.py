@@ -52,7 +52,7 @@ class Finder:
         refused = {infohash for which, infohash in self.refused if which == nar_hash}
         return [each for each in self.torrents.get(nar_hash, []) if each.infohash not in refused]
 
-    def ask(self, *_: Any) -> Iterator[Candidate]:
+    def ask(self, *_: Any, **_more: Any) -> Iterator[Candidate]:
         """Nobody knows more."""
         return iter(())
 

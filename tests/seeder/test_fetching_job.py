@@ -120,7 +120,7 @@ class FakeTorrents:
         """Those learned before."""
         return self.here
 
-    def ask(self, *_: Any) -> Iterator[Candidate]:
+    def ask(self, *_: Any, **_more: Any) -> Iterator[Candidate]:
         """Those that trackers name."""
         yield from self.there
 

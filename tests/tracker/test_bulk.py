@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -29,7 +30,7 @@ from tracker.blocks import BlockList
 from tracker.bulk import BulkTotals
 from tracker.holdings import LEASE, MAX_BODY, parse_update
 from tracker.index import Index
-from tracker.parking import ENVIRON, Poll
+from tracker.parking import ENVIRON, Poll, Reply
 from tracker.settings import Settings
 from tracker.swarmstore import MemorySwarms
 from tracker.wanted import LIFETIME
@@ -390,6 +391,71 @@ def test_who_waits(site: Site, method: str) -> None:
     response = Client(noting).open("/v1/wanted?wait=50", method=method, headers=headers)
     assert response.status_code == 200
     assert seen[0].get(ENVIRON) == (Poll(KEY.public, 0, 50) if method == "GET" else None)
+
+
+def _waits(site: Site, item: Any, query: str = "?wait=50", method: str = "GET") -> Any:
+    """Ask for a torrent; what answers the request if it waits."""
+    seen: list[dict[str, Any]] = []
+    wsgi = site.app.wsgi()
+
+    def noting(environ: dict[str, Any], start_response: Any) -> Any:
+        seen.append(environ)
+        return wsgi(environ, start_response)
+
+    path = f"/v1/nar/{base32.encode(item.nar_hash)}.torrent{query}"
+    assert Client(noting).open(path, method=method).status_code == 202
+    return seen[0].get(ENVIRON)
+
+
+def test_waiting_for_a_torrent(site: Site, make_item: MakeItem) -> None:
+    """Who waits for a torrent gets it when it has a seed, or is told that it isn't made yet."""
+    item = make_item()
+    site.post(item.nar_hash)
+    poll = _waits(site, item)
+    assert (poll.key, poll.wait) == (b"nar " + item.nar_hash, 50)
+    assert poll.own(False) is None
+    later = poll.own(True)
+    assert (later.status, later.content_type, later.retry_after) == (
+        *("202 ACCEPTED", "application/json", 2),
+    )
+    assert json.loads(later.body) == {
+        "nar_hash": base32.format_hash(item.nar_hash),
+        "holders": 1,
+    }
+    woken: list[list[bytes]] = []
+    site.app.bulk.parking.wake = woken.append  # type: ignore[method-assign, assignment]
+    site.put(item)
+    assert woken == [[poll.key]]
+    assert poll.own(False) == bulk_module.LOOK
+    expected = Reply(site.torrent(item.nar_hash).data, "application/x-bittorrent")
+    assert poll.own(True) == expected
+    site.announce(item.meta.infohash_v1)
+    assert poll.own(False) == expected
+
+
+def test_a_torrent_that_nobody_seeds(site: Site, make_item: MakeItem) -> None:
+    """It is given all the same to who has waited for a seed for some seconds."""
+    item = make_item()
+    site.post(item.nar_hash)
+    poll = _waits(site, item)
+    site.put(item)
+    assert poll.own(False) == bulk_module.LOOK
+    site.now += int(bulk_module.SEED_SECONDS)
+    assert poll.own(False).content_type == "application/x-bittorrent"
+
+
+def test_who_does_not_wait_for_a_torrent(
+    site: Site, make_item: MakeItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits who didn't say so, asks for headers only, or finds no room."""
+    item = make_item()
+    site.post(item.nar_hash)
+    assert _waits(site, item, "") is None
+    assert _waits(site, item, method="HEAD") is None
+    path = f"/v1/nar/{base32.encode(item.nar_hash)}.torrent?wait=x"
+    _assert_error(site.client.get(path), 400, "wait: is not a number")
+    monkeypatch.setattr(site.app.bulk.parking, "has_room", lambda *, own: not own)
+    assert _waits(site, item) is None
 
 
 def test_swarms_that_do_not_answer(

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from tracker import parking as parking_module
-from tracker.parking import ENVIRON, Parking, ParkingMiddleware, Poll, room_for_descriptors
+from tracker.parking import (
+    ENVIRON,
+    Answered,
+    Parking,
+    ParkingMiddleware,
+    Poll,
+    Reply,
+    room_for_descriptors,
+)
 
 WAIT = 30.0
 """Longer than any test takes."""
@@ -28,17 +36,20 @@ class Lot:
         self.parking = Parking(self.answer, 3)
         self.clients: list[socket.socket] = []
 
-    def answer(self, poll: Poll, final: bool) -> bytes | None:
+    def answer(self, poll: Poll, final: bool) -> Answered:
         """What was set for a key."""
         self.asked.release()
-        return self.answers.get(poll.key, b"none" if final else None)
+        body = self.answers.get(poll.key, b"none" if final else None)
+        return None if body is None else Reply(body)
 
-    def park(self, key: bytes, wait: float = WAIT) -> socket.socket:
+    def park(
+        self, key: bytes, wait: float = WAIT, own: Callable[[bool], Answered] | None = None
+    ) -> socket.socket:
         """Park a connection, and wait until it is looked at."""
         client, server = socket.socketpair()
         client.settimeout(WAIT)
         self.clients.append(client)
-        self.parking.park(Poll(key, 0, wait), server)
+        self.parking.park(Poll(key, 0, wait, own), server)
         assert self.asked.acquire(timeout=WAIT)
         return client
 
@@ -154,9 +165,9 @@ def test_clients_that_do_not_receive(lot: Lot, monkeypatch: pytest.MonkeyPatch) 
 
 def test_answers_that_break(lot: Lot, caplog: pytest.LogCaptureFixture) -> None:
     """A fault in making one answer doesn't keep the others from theirs."""
-    answer: Callable[[Poll, bool], bytes | None] = lot.answer
+    answer: Callable[[Poll, bool], Answered] = lot.answer
 
-    def broken(poll: Poll, final: bool) -> bytes | None:
+    def broken(poll: Poll, final: bool) -> Answered:
         if poll.key == b"1":
             raise RuntimeError("broken")
         return answer(poll, final)
@@ -195,6 +206,61 @@ def test_room(lot: Lot) -> None:
     assert lot.parking.has_room()
     lot.park(b"3")
     assert not lot.parking.has_room()
+
+
+def test_an_answer_of_their_own(lot: Lot) -> None:
+    """Any number may wait for the same thing, and each is answered as its request was."""
+    ready = threading.Event()
+
+    def own(number: int) -> Callable[[bool], Answered]:
+        def answer(_final: bool) -> Answered:
+            lot.asked.release()
+            return (
+                Reply(b"%d" % number, "text/plain", "202 ACCEPTED", 2) if ready.is_set() else None
+            )
+
+        return answer
+
+    lot.parking = Parking(lot.answer, 10)
+    clients = [lot.park(b"1", own=own(number)) for number in (1, 2)]
+    other = lot.park(b"1")
+    lot.until(3)
+    ready.set()
+    lot.answers = {b"1": b"{}"}
+    lot.parking.wake([b"1"])
+    for number, client in enumerate(clients, 1):
+        head, _, body = _read(client).partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        assert lines[0] == "HTTP/1.1 202 ACCEPTED"
+        assert {"Content-Type: text/plain", "Retry-After: 2"} < set(lines)
+        assert body == b"%d" % number
+    assert _body(other) == b"{}"
+    lot.until(0)
+
+
+def test_looking_again(lot: Lot) -> None:
+    """An answer that may come without anybody ringing is looked for until it is there."""
+    looks: list[bool] = []
+
+    def own(final: bool) -> Answered:
+        lot.asked.release()
+        looks.append(final)
+        return Reply(b"{1}") if len(looks) == 3 else 0.01
+
+    assert _body(lot.park(b"1", own=own)) == b"{1}"
+    assert looks == [False] * 3
+
+
+def test_room_for_an_answer_of_their_own(lot: Lot) -> None:
+    """They take no more than half of the room, so that others always find some."""
+    assert lot.parking.has_room(own=True)
+    client = lot.park(b"1", own=lambda final: lot.answer(Poll(b"1", 0, 0), final))
+    lot.until(1)
+    assert not lot.parking.has_room(own=True)
+    assert lot.parking.has_room()
+    client.close()
+    lot.until(0)
+    assert lot.parking.has_room(own=True)
 
 
 def test_descriptors() -> None:
