@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,10 @@ def test_a_page_is_set_without_a_warning(page: Path) -> None:
     command = [groff, "-man", "-Tutf8", "-ww", str(page)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert "NAME" in done.stdout
-    assert "DESCRIPTION" in done.stdout
+    # Some terminals have letters struck twice for bold ones.
+    shown = re.sub(".\b", "", done.stdout)
+    assert "NAME" in shown
+    assert "DESCRIPTION" in shown
 
 
 @pytest.mark.parametrize("name", COMMANDS)
