@@ -88,15 +88,30 @@ class PublisherKey:
                     serialization.NoEncryption(),
                 )
                 _create(path, pem)
-            return cls._load(path)
+            return cls._load(path, 0o077, "is a private key that others may read; chmod 600 it")
         except OSError as error:
             raise SettingsError(path, error.strerror or str(error)) from error
 
     @classmethod
-    def _load(cls, path: Path) -> Self:
+    def load_credential(cls, path: Path) -> Self:
+        """Read a key that systemd provides.
+
+        systemd lets the service's user in by an access control list, whose mask is what the mode
+        shows as the group's permissions; so those may say that it can be read.
+
+        Raises:
+            SettingsError: the file holds something else, or others may read it.
+        """
+        try:
+            return cls._load(path, 0o037, "is a credential that others may read")
+        except OSError as error:
+            raise SettingsError(path, error.strerror or str(error)) from error
+
+    @classmethod
+    def _load(cls, path: Path, unwanted: int, reason: str) -> Self:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise SettingsError(path, "is a private key that others may read; chmod 600 it")
+            if os.fstat(file.fileno()).st_mode & unwanted:
+                raise SettingsError(path, reason)
             pem = file.read(_MAX_KEY_FILE)
         try:
             private = serialization.load_pem_private_key(pem, password=None)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -13,12 +14,12 @@ from narswarm.acl import Acl
 from narswarm.candidates import Torrents
 from narswarm.errors import CodecError, NotFoundError
 from narswarm.httpclient import HttpClient
-from narswarm.httpsig import PublisherKey
 from narswarm.narinfos import NarinfoLookup
 from narswarm.payload import check_codec
 from narswarm.swarm import Swarm, TorrentStatus
 from narswarm.trackerclient import TrackerIndex
 from seeder.aclfile import AclFile
+from seeder.credentials import publisher_key
 from seeder.fetching import Fetcher
 from seeder.fetching_adopt import Adopter
 from seeder.fetching_store import FetchStore
@@ -72,7 +73,7 @@ class Parts:
         self.state = state
         self.swarm = swarm
         self.port = swarm.listen_port
-        self.key = PublisherKey.load_or_create(settings.state / "publisher.key")
+        self.key = publisher_key(settings.state, os.environ)
         self._stop = stop
         self._client = client
         self._rng = random.Random()  # noqa: S311  it spreads load
