@@ -224,6 +224,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self._reload = reload or (lambda: settings)
         self._admin: Admin | None = None
         self._announcer: Announcer | None = None
+        self._udp: UdpServer | NativeUdpServer | None = None
         self.front: Front | None = None
         """What accepts connections of HTTP, where it isn't gunicorn."""
         self._sockets = sockets
@@ -287,10 +288,11 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             announcer.metrics.udp_drops = lambda: dropped_datagrams(self._udp_sockets)
             key = load_key(settings.data)
             if isinstance(swarms, NativeSwarms):
-                NativeUdpServer(self._udp_sockets, swarms, key).start()
+                self._udp = NativeUdpServer(self._udp_sockets, swarms, key)
             else:
                 responder = UdpResponder(announcer, ConnectionIds(key))
-                UdpServer(self._udp_sockets, responder).start()
+                self._udp = UdpServer(self._udp_sockets, responder)
+            self._udp.start()
         return app.wsgi()
 
     def request_reload(self) -> None:
@@ -300,6 +302,9 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def _end(self, _arbiter: Arbiter, _worker: DeadlineWorker) -> None:
         """Write down what should last; in the worker, when it ends."""
+        if self._udp is not None:
+            # A download that is answered after numbers were written down would be lost.
+            self._udp.stop()
         if self._admin is not None:
             self._admin.stop()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
+from time import perf_counter, sleep
 from typing import NamedTuple, Protocol
 
 from narswarm.errors import NarswarmError
@@ -18,6 +19,23 @@ from tracker.wire_http import AnnounceRequest, Counts, Event
 
 SWEEP = 100
 """How many swarms are looked at for silent peers before somebody else has a turn."""
+
+PAUSE_RATIO = 4
+"""How many times as long as such a look the pause is that follows."""
+
+LONGEST_PAUSE = 0.02
+"""Seconds, however long it took."""
+
+
+def give_way(took: float) -> None:
+    """Pause between two parts of a sweep: who waits for a lock needs a moment to wake.
+
+    Otherwise the sweep would nearly always have it again before, until all of it is done.
+
+    Args:
+        took: seconds that the part before took.
+    """
+    sleep(min(PAUSE_RATIO * took, LONGEST_PAUSE))
 
 
 class StoreDownError(NarswarmError):
@@ -150,10 +168,13 @@ class MemorySwarms:
         expired, finished = 0, False
         with self._sweeping:
             while not finished:
+                began = perf_counter()
                 with self._lock:
                     swept = self._swarms.expire(now, SWEEP, unwanted)
                 expired += swept.expired
                 finished = swept.finished
+                if not finished:
+                    give_way(perf_counter() - began)
         return expired
 
     def restore(self, downloads: Mapping[bytes, int]) -> None:

@@ -186,6 +186,50 @@ def test_large_swarms() -> None:
     assert swarms.totals()[1:] == (50, 0, 0, 0)
 
 
+@pytest.mark.parametrize("network", [b"\x0a\0\0%c", b"\x20\x01\0\0\0\0\0%c" + bytes(8)])
+def test_ports_in_two_chunks(network: bytes) -> None:
+    """The ports of one address are counted, and the oldest makes room, wherever they stand."""
+    swarms = make(Limits(address_ports=32))
+    info_hash = b"h" * 20
+    # A chunk holds 128 peers and is halved: 16 ports of the address are in each half.
+    below = [(network % n, 1) for n in range(48)]
+    ports = [(network % 100, port) for port in range(1, 33)]
+    above = [(network % n, 1) for n in range(101, 150)]
+    for address, port in above + below:
+        swarms.announce(request(info_hash, port), address, 0, NOW)
+    for number, (address, port) in enumerate(ports):
+        swarms.announce(request(info_hash, port), address, 0, NOW + number)
+    assert swarms.counts([info_hash])[0].incomplete == 129
+    for dropped in range(1, 33):
+        swarms.announce(request(info_hash, 32 + dropped), network % 100, 0, NOW + 100)
+        there = {
+            int.from_bytes(peer[-2:])
+            for peer in swarms.sample([info_hash], 1000)[1]
+            if peer[:-2] == network % 100
+        }
+        assert there == set(range(1 + dropped, 33 + dropped))
+
+
+def test_turns_in_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the parts of a sweep there is a pause, in which announces have the mutex."""
+    pauses: list[int] = []
+    swarms = make()
+    for number in range(3000):
+        swarms.announce(request(number.to_bytes(20)), b"\x0a\0\0\1", 0, NOW)
+
+    def pause(took: float) -> None:
+        assert took > 0
+        # Who asks now is answered.
+        swarms.announce(request(b"n" * 20), b"\x0a\0\0\1", 0, NOW + 10_000)
+        pauses.append(swarms.totals().swarms)
+
+    monkeypatch.setattr(native, "give_way", pause)
+    assert swarms.expire(NOW + 10_000) == 3000
+    assert len(pauses) > 5
+    assert pauses == sorted(pauses, reverse=True)
+    assert swarms.totals().swarms == 1
+
+
 def test_many_swarms() -> None:
     """The table grows with them, keeps each, and is emptied by a sweep in parts."""
     swarms = make()

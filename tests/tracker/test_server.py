@@ -198,6 +198,17 @@ def test_hangup_reaches_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert requests == ["reload", "stop"]
 
 
+def test_numbers_are_kept_last(tmp_path: Path) -> None:
+    """When it ends, nothing is counted over UDP any more after numbers were written down."""
+    ended: list[str] = []
+    application = server._Server(Settings(data=tmp_path), [])
+    udp: Any = SimpleNamespace(stop=lambda: ended.append("udp"))
+    admin: Any = SimpleNamespace(stop=lambda: ended.append("admin"))
+    application._udp, application._admin = udp, admin
+    application.cfg.worker_exit(None, None)
+    assert ended == ["udp", "admin"]
+
+
 def test_worker_that_never_began(tmp_path: Path) -> None:
     """Its end has nothing to write down."""
     application = server._Server(Settings(data=tmp_path), [])

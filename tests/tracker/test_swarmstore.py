@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from random import Random
 from typing import Protocol
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import needs
+from tracker import swarmstore
 from tracker.blocks import BlockList
 from tracker.native import NativeSwarms
 from tracker.redis_swarms import RedisSwarms
@@ -384,6 +386,39 @@ def test_unwanted_addresses_are_forgotten(
     assert swarm.swarms.expire(NOW, blocks.has_address) == 2
     assert swarm.totals == totals
     assert swarm.kept == 1
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 0.0), (0.001, 0.004), (0.006, 0.02)])
+def test_pause_after_a_part_of_a_sweep(
+    took: float, pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is four times as long as the part was, but not longer than 20 ms."""
+    pauses: list[float] = []
+    monkeypatch.setattr(swarmstore, "sleep", pauses.append)
+    swarmstore.give_way(took)
+    assert pauses == [pause]
+
+
+def test_turns_in_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the parts of a sweep there is a pause, in which announces have the lock."""
+    swarms = MemorySwarms(Limits(seed_timeout=10), keep_downloads=False, rng=Random(1))  # noqa: S311
+    address = b"\x0a\0\0\1"
+
+    def announce(info_hash: bytes, now: int) -> None:
+        swarms.announce(AnnounceRequest(info_hash, b"p" * 20, 1, 0), address, 0, now)
+
+    for number in range(250):
+        announce(number.to_bytes(20), NOW)
+    left: list[int] = []
+
+    def pause(took: float) -> None:
+        assert took > 0
+        announce(b"n" * 20, NOW + 11)
+        left.append(swarms.totals().swarms)
+
+    monkeypatch.setattr(swarmstore, "give_way", pause)
+    assert swarms.expire(NOW + 11) == 250
+    assert left == [151, 51]
 
 
 def test_totals_follow_what_makes_room(make: Make) -> None:

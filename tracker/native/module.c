@@ -12,6 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 static PyTypeObject *swarms_type;
 
 struct swarms_object {
@@ -528,6 +532,12 @@ static PyType_Spec swarms_spec = {
 
 static int fill(PyObject *module)
 {
+#ifdef M_MXFAST
+    /* glibc keeps small blocks that are freed aside, and puts them together all at once when it sees
+     * fit: with hundreds of thousands of peers forgotten, one free() takes tens of milliseconds, with
+     * the mutex held. */
+    mallopt(M_MXFAST, 0);
+#endif
     swarms_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &swarms_spec, NULL);
     if (swarms_type == NULL || PyModule_AddType(module, swarms_type) < 0)
         return -1;
