@@ -125,7 +125,7 @@ class Bench:
         site.node.run("rm", "-rf", "/srv/tracker")
         if seeder == "cold":
             site.node.run("rm", "-rf", "/var/lib/narswarm/seeder")
-        site.configure_seeder(eager=seeder == "warm")
+        site.configure_seeder(premake="10 GiB" if seeder == "warm" else "0 B")
         site.start_tracker()
         guix.proxy_rules(site.node, {})
         if seeder == "empty":

@@ -159,6 +159,11 @@ class Download:
         return self._failure
 
     @property
+    def complete(self) -> bool:
+        """Whether all of it has the torrent's hashes."""
+        return self._prefix == self._pieces
+
+    @property
     def verified(self) -> int:
         """Bytes from the beginning that have the torrent's hashes."""
         return min(self._prefix * self.piece_length, self.length)

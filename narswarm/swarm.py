@@ -215,6 +215,7 @@ class Swarm:
         trackers: Sequence[str] = (),
         peers: Sequence[tuple[str, int]] = (),
         web_seeds: Sequence[str] = (),
+        in_order: bool = True,
     ) -> Download:
         """Begin to fetch; `Download.chunks` reads.
 
@@ -226,6 +227,8 @@ class Swarm:
             trackers: announce URLs.
             peers: IP addresses and ports to connect to at once.
             web_seeds: URLs of directories that have the file, each with a slash at its end.
+            in_order: pieces from the beginning, for somebody who waits for the first. Else those
+                that few peers have come first, so that peers have something for each other.
 
         Raises:
             InvalidInputError: not a torrent of one file.
@@ -239,7 +242,7 @@ class Swarm:
         flags = lt_compat.library().torrent_flags
         params.flags = (
             flags.paused
-            | flags.sequential_download
+            | (flags.sequential_download if in_order else flags.paused)
             | flags.update_subscribe
             | flags.apply_ip_filter
             | flags.override_trackers

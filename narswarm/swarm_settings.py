@@ -61,6 +61,8 @@ FETCH = {
     # `Swarm` lets it in when a download starves (peers behind NAT may have nothing else).
     "enable_outgoing_utp": False,
     "connections_limit": 2000,
+    # Slots are given anew every 15 s, in which a crowd that fetches the same is done.
+    "unchoke_slots_limit": -1,
     "dht_announce_interval": 15,  # lookups are paced by it: 900 s would starve a batch
 }
 

@@ -99,6 +99,7 @@ class Contest:
         failed: is told of sources that failed.
         expected: the rates that ways had with earlier items.
         ahead: whether the seeder was told of the item before.
+        begun: the way by which this process fetches it already.
         clock: seconds from any start.
     """
 
@@ -112,6 +113,7 @@ class Contest:
         expected: Mapping[Way, float] | None = None,
         *,
         ahead: bool = False,
+        begun: Way | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.nar_size = nar_size
@@ -130,6 +132,7 @@ class Contest:
         self._shown: NarSource | None = None
         self._looked = float("-inf")
         self._ahead = ahead
+        self._begun = begun
 
     def chunks(self) -> Iterator[bytes]:
         """The NAR in order.
@@ -224,7 +227,13 @@ class Contest:
             for way in self._sources
         }
         decision = decide(
-            self._policy, self.nar_size, standings, now, self._expected, ahead=self._ahead
+            self._policy,
+            self.nar_size,
+            standings,
+            now,
+            self._expected,
+            ahead=self._ahead,
+            begun=self._begun,
         )
         actions: list[Callable[[], None]] = []
         if decision.start is not None:

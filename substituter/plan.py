@@ -10,6 +10,7 @@ seeder fetch ahead.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Iterable
@@ -62,6 +63,29 @@ def read(directory: Path, session: int | None = None) -> list[str]:
     except OSError:
         return []
     return [line for line in reversed(text.split("\n")) if line]
+
+
+def claim(directory: Path, session: int | None = None) -> bool:
+    """Whether this process is the one that fetches the plan ahead, from now on to its end.
+
+    There are as many helpers of a session as guix-daemon has jobs.
+    """
+    file = directory / str(os.getppid() if session is None else session)
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return False
+    _CLAIMED.append(descriptor)
+    return True
+
+
+_CLAIMED: Final[list[int]] = []
+"""Descriptors whose locks last as long as the process."""
 
 
 def prune(directory: Path, now: float | None = None) -> None:

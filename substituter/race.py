@@ -29,6 +29,9 @@ FIRST_BYTE: Final = 0.5
 AHEAD: Final = 0.2
 """Share of these times that a small item gets which the seeder may have fetched ahead."""
 
+BEGUN: Final = 4.0
+"""The same for an item of which more than one is fetched at a time, so that each takes longer."""
+
 QUIET: Final = 0.5
 """Seconds without a byte after which the other joins."""
 
@@ -133,14 +136,17 @@ class Meter:
         return (self._samples[-1][1] - position) / (now - begin)
 
 
-def first(policy: Policy, nar_size: int, *, ahead: bool = False) -> Way:
+def first(policy: Policy, nar_size: int, *, ahead: bool = False, begun: Way | None = None) -> Way:
     """Which way begins.
 
     Args:
         policy: what the user wants.
         nar_size: bytes of the NAR.
         ahead: whether the seeder was told of the item before, so that it may be here already.
+        begun: the way by which this process fetches it already.
     """
+    if begun is not None:
+        return begun
     if policy is Policy.RACE:
         return Way.HTTP if nar_size <= SMALL and not ahead else Way.SWARM
     return Way.HTTP if policy is Policy.HTTP_FIRST else Way.SWARM
@@ -154,6 +160,7 @@ def decide(
     expected: Mapping[Way, float] | None = None,
     *,
     ahead: bool = False,
+    begun: Way | None = None,
 ) -> Decision:
     """Say what to do next; to be asked again after each change and a few dozen times a second.
 
@@ -164,10 +171,11 @@ def decide(
         now: in seconds, on the clock of `Standing.since`.
         expected: the rate that a way had with earlier items.
         ahead: as for `first`.
+        begun: as for `first`.
     """
     running = [way for way in ways if ways[way].state is State.RUNNING]
     if not running:
-        begins = first(policy, nar_size, ahead=ahead)
+        begins = first(policy, nar_size, ahead=ahead, begun=begun)
         for way in (begins, begins.other):
             if way in ways and ways[way].state is State.WAITING:
                 return Decision(start=way)
@@ -183,6 +191,7 @@ def decide(
     rate = (expected or {}).get(way.other, ASSUMED_RATE)
     # A small item is either here by now or faster from a server.
     share = AHEAD if ahead and nar_size <= SMALL else 1.0
+    share = BEGUN if way is begun else share
     joins = _is_behind(ways[way], nar_size, now, rate, share)
     return Decision(start=way.other) if joins else NOTHING
 
@@ -193,9 +202,9 @@ def _is_behind(one: Standing, nar_size: int, now: float, rate: float, share: flo
         return False
     if not one.position:
         return now - one.since >= (FIRST_BYTE if one.found else BUDGET) * share
-    if now - one.last >= QUIET:
+    if now - one.last >= QUIET * max(share, 1.0):
         return True
-    if one.rate is None or now - one.since < SLOW:
+    if one.rate is None or now - one.since < SLOW * max(share, 1.0):
         return False
     return nar_size / max(rate, 1.0) < _left(one, nar_size, now) * MARGIN
 

@@ -8,6 +8,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,13 @@ from narswarm.errors import NarswarmError
 from substituter.settings import SubstituterSettings
 
 if TYPE_CHECKING:
+    from narswarm.download import Download
     from narswarm.swarm import Swarm
 
 _ABANDONED = 24 * 3600.0
 """Seconds after which a download that nobody took up again is removed."""
+
+_AHEAD = "ahead-"
 
 _SAVE_INTERVAL = 60.0
 """Seconds from one saving of the DHT's nodes to the next."""
@@ -41,7 +45,30 @@ class Session:
         self._error: NarswarmError | None = None
         self._starter: threading.Thread | None = None
         self._saved = -math.inf
+        self._lock = threading.Lock()
+        self._kept: deque[Download] = deque()
         self.downloads = settings.state / "downloads"
+
+    @property
+    def ahead(self) -> Path:
+        """Where payloads are that nobody waits for yet: gone with this process, or soon after."""
+        directory = self.downloads / f"{_AHEAD}{os.getpid()}"
+        with contextlib.suppress(OSError):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        return directory
+
+    def keep(self, download: Download) -> None:
+        """Upload a complete payload until this ends, or others need its room."""
+        surplus = []
+        with self._lock:
+            self._kept.append(download)
+            total = sum(each.length for each in self._kept)
+            while total > self._settings.prefetch_disk:
+                surplus.append(self._kept.popleft())
+                total -= surplus[-1].length
+        for each in surplus:
+            with contextlib.suppress(OSError):
+                each.cancel(keep=False)
 
     def start(self) -> None:
         """Begin to make the session, once, without waiting for it."""
@@ -68,6 +95,7 @@ class Session:
             self._starter.join()
         if self._swarm is not None:
             self._swarm.close()
+        _remove(self.downloads / f"{_AHEAD}{os.getpid()}")
 
     def save(self) -> None:
         """Keep the DHT's nodes for the next helper, which then knows its way at once.
@@ -121,6 +149,11 @@ class Session:
             self.downloads.mkdir(parents=True, exist_ok=True)
             for file in self.downloads.iterdir():
                 with contextlib.suppress(OSError):
+                    if file.name.startswith(_AHEAD):
+                        # A killed helper has left it.
+                        if not os.path.exists(f"/proc/{file.name.removeprefix(_AHEAD)}"):  # noqa: PTH110 -- never raises
+                            _remove(file)
+                        continue
                     if file.stat().st_mtime < time.time() - _ABANDONED:
                         file.unlink()
             if os.access(self.downloads, os.W_OK | os.X_OK, effective_ids=True):
@@ -134,6 +167,14 @@ class Session:
             self.downloads = Path(tempfile.mkdtemp(prefix="narswarm-"))
         except OSError as error:
             raise NarswarmError(self.downloads, error.strerror or str(error)) from error
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory of files."""
+    with contextlib.suppress(OSError):
+        for file in directory.iterdir():
+            file.unlink(missing_ok=True)
+        directory.rmdir()
 
 
 def _read(path: Path) -> bytes:

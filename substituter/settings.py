@@ -97,6 +97,14 @@ class SubstituterSettings:
             "help": "how long a swarm may send nothing when there is no other source",
         },
     )
+    prefetch_disk: int = field(
+        default=1 << 30,
+        metadata={
+            "unit": "bytes",
+            "help": "what the next items of a plan may take while they are fetched ahead; as much "
+            "again for payloads that are uploaded meanwhile; 0 fetches nothing ahead",
+        },
+    )
     web_seeds: tuple[str, ...] = field(
         default=(),
         metadata={

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,8 @@ class SwarmSource:
         patience: when to give up.
         name: the item's base name, shown to the user.
         web_seeds: URLs of directories that have the payload, see `narswarm.webseeds`.
+        keep: takes over a download that is complete, so that it is uploaded to others; nobody
+            reads it in order meanwhile.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class SwarmSource:
         patience: Patience,
         name: str,
         web_seeds: Sequence[str] = (),
+        keep: Callable[[Download], None] | None = None,
     ) -> None:
         self.candidate = candidate
         self.key = candidate.infohash
@@ -87,6 +90,7 @@ class SwarmSource:
         self._patience = patience
         self._name = name
         self._web_seeds = web_seeds
+        self._keep = keep
 
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
@@ -97,7 +101,9 @@ class SwarmSource:
             trackers=self._trackers,
             peers=self.candidate.peers,
             web_seeds=self._web_seeds,
+            in_order=self._keep is None,
         )
+        complete = False
         begin = time.monotonic()
         try:
             url = f"bittorrent://{self.candidate.infohash}/{self._name}"
@@ -122,10 +128,14 @@ class SwarmSource:
                 subject=url,
                 threads=THREADS,
             )
+            complete = self._keep is not None and download.complete
         finally:
             # A leftover file must not make a failure of an item that is in place.
             with contextlib.suppress(OSError):
-                download.cancel(keep=False)
+                if complete and self._keep is not None:
+                    self._keep(download)
+                else:
+                    download.cancel(keep=False)
 
 
 class HttpSource:

@@ -8,9 +8,8 @@ last resort. A wrong or broken copy from one source never ends the search.
 from __future__ import annotations
 
 import itertools
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from narswarm.errors import (
@@ -23,24 +22,20 @@ from narswarm.errors import (
 from narswarm.narinfo import Narinfo
 from narswarm.restore import Deduplicator, RestoreError, delete
 from narswarm.storepath import STORE
-from substituter import plan, protocol, realguix
+from substituter import protocol, realguix
 from substituter.contest import Contest, Lane, NarSource, NobodyLeftError, Sources
 from substituter.context import Context
+from substituter.finding import MAX_QUICK, NARINFO_TIMEOUT, Finder
 from substituter.nargate import Gate, WrongNarError
-from substituter.preference import by_preference
+from substituter.planner import Planner
+from substituter.prefetch import Ahead, AheadSource, Prefetcher
 from substituter.race import Policy, Way
 from substituter.report import Report
 from substituter.session import Session
-from substituter.sources import HttpSource, Patience, SwarmSource
+from substituter.sources import HttpSource
 
 if TYPE_CHECKING:
-    from narswarm.candidates import Candidate
     from narswarm.fetchclient import SeederClient
-
-_NARINFO_TIMEOUT = 30.0
-
-_MAX_QUICK = 3
-"""Torrents that are tried as long as servers may have the item: strangers may name many."""
 
 _MAX_PATIENT = 16
 """Torrents that are tried when there is no other source."""
@@ -65,7 +60,8 @@ class Substitute:
         self._context = context
         self._session = session
         self._reply = reply
-        self._planned = False
+        self._finder = Finder(context, session)
+        self._planner = Planner(context, session, self._finder)
 
     def run(self, commands: BinaryIO) -> None:
         """Serve each line until the end of the input.
@@ -93,13 +89,13 @@ class Substitute:
             self._context.warn(f"{command.verb}: unknown command")
             return protocol.NOT_FOUND
         path, destination = command.words
-        if not self._planned:
-            self._planned = True
-            threading.Thread(target=self._plan, args=(path,), name="plan", daemon=True).start()
+        self._planner.look(path)
         options = self._context.options
         name = path.rpartition("/")[2]
         with Report(destination, name, trace=options.trace, columns=options.columns) as report:
-            item = Item(self._context, self._session, path, destination, report)
+            item = Item(
+                self._context, self._finder, path, destination, report, self._planner.prefetcher
+            )
             try:
                 item.substitute()
             except _NoSourceError as error:
@@ -113,24 +109,6 @@ class Substitute:
         if not status and item.mismatch is not None:
             return protocol.hash_mismatch(item.digest[0], item.mismatch)
         return status or protocol.NOT_FOUND
-
-    def _plan(self, first: str) -> None:
-        """Have the seeder fetch what will be asked for after the first item."""
-        context = self._context
-        try:
-            paths = [path for path in plan.read(context.plans) if path != first]
-            paths = [path for path in paths if not os.path.lexists(path)]
-            if not paths or context.seeder is None:
-                return
-            from narswarm.fetchclient import Wanted  # noqa: PLC0415 -- where there is a seeder
-
-            narinfos = context.narinfos(paths, context.settings.query_timeout)
-            context.ahead.update(narinfos)
-            context.seeder.prefetch(
-                [Wanted(n.nar_hash, n.nar_size, n.store_path) for n in narinfos.values()]
-            )
-        except Exception as error:  # noqa: BLE001 -- only speed is lost
-            context.warn_once(f"fetching ahead: {error}")
 
     def _by_guix(self, path: str, destination: str) -> bytes:
         """The status line of guix's own helper; b"" if it, or guix itself, is missing."""
@@ -155,10 +133,11 @@ class Item:
 
     Args:
         context: the machine and the network.
-        session: gives the swarm.
+        finder: finds sources.
         path: the store path.
         destination: where it goes.
         report: what the user sees.
+        prefetcher: may have it already.
 
     Attributes:
         digest: the NarHash and NarSize that an authorised key vouches for, once they are known.
@@ -166,12 +145,20 @@ class Item:
     """
 
     def __init__(
-        self, context: Context, session: Session, path: str, destination: str, report: Report
+        self,
+        context: Context,
+        finder: Finder,
+        path: str,
+        destination: str,
+        report: Report,
+        prefetcher: Prefetcher,
     ) -> None:
         self.digest = (b"", 0)
         self.mismatch: bytes | None = None
         self._context = context
-        self._session = session
+        self._finder = finder
+        self._prefetcher = prefetcher
+        self._ahead: Ahead | None = None
         self._path = path
         self._destination = destination
         self._report = report
@@ -186,11 +173,14 @@ class Item:
             RestoreError: the store can't take it, wherever it comes from.
         """
         self._context.reload_acl()
-        narinfo = self._context.narinfos([self._path], _NARINFO_TIMEOUT).get(self._path)
+        narinfo = self._context.narinfos([self._path], NARINFO_TIMEOUT).get(self._path)
         if narinfo is None:
             raise _NoSourceError(self._path, "no authorised narinfo")
         self.digest = (narinfo.nar_hash, narinfo.nar_size)
         gate = Gate(narinfo, self._destination, self._deduplicator())
+        if self._restore_ahead(narinfo, gate):
+            self._report.succeeded()
+            return
         for _ in range(_MAX_RACES):
             if self._race(narinfo, gate):
                 self._report.succeeded()
@@ -198,6 +188,29 @@ class Item:
         for note in self._notes:
             self._report.note(note)
         raise _NoSourceError(self._path, "no source delivered it, leaving it to guix itself")
+
+    def _restore_ahead(self, narinfo: Narinfo, gate: Gate) -> bool:
+        """Restore what was fetched before it was asked for; whether the item is in place.
+
+        Raises:
+            RestoreError: the store can't take it.
+        """
+        ahead = self._prefetcher.take(narinfo)
+        if ahead is None or ahead.used is None or not ahead.file.complete:
+            self._ahead = ahead  # what is on its way runs in the race
+            return False
+        try:
+            if ahead.found is not None:
+                self._report.source(*ahead.found)
+            gate.restore(ahead.file.chunks())
+        except RestoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- what was read was wrong, whatever it was
+            self._judge(ahead.used, narinfo, error, seen=True)
+            return False
+        finally:
+            self._prefetcher.give_back(ahead)
+        return True
 
     def _race(self, narinfo: Narinfo, gate: Gate) -> bool:
         """Race once; whether the item is in place. Sources that lied are out of the next race.
@@ -215,6 +228,7 @@ class Item:
             lambda source, error, seen: self._judge(source, narinfo, error, seen=seen),
             self._context.rates,
             ahead=self._path in self._context.ahead,
+            begun=self._ahead.way if self._ahead else None,
         )
         try:
             gate.restore(contest.chunks())
@@ -237,6 +251,9 @@ class Item:
             return any(self._alone(source, narinfo, gate) for source in contest.used)
         finally:
             contest.close()
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None:
+                self._prefetcher.give_back(ahead)
         self._context.rates.update(contest.rates())
         return True
 
@@ -293,7 +310,10 @@ class Item:
     def _ways(self, narinfo: Narinfo) -> dict[Way, Sources]:
         ways: dict[Way, Sources] = {Way.SWARM: lambda lane: self._swarms(narinfo, lane)}
         if narinfo.sources and self._context.settings.policy != Policy.SWARM_ONLY:
-            ways[Way.HTTP] = lambda _: self._servers(narinfo)
+            ways[Way.HTTP] = lambda _: self._finder.servers(narinfo, self._refused)
+        ahead = self._ahead
+        if ahead is not None and (usual := ways.get(ahead.way)) is not None:
+            ways[ahead.way] = lambda lane: itertools.chain([AheadSource(ahead)], usual(lane))
         return ways
 
     def _swarms(self, narinfo: Narinfo, lane: Lane) -> Iterator[NarSource]:
@@ -311,12 +331,13 @@ class Item:
         lane.on_drop(dropped.set)
         if not lane.alone:
             if seeder is None:
-                quick = self._candidates(narinfo, settings.first_byte_timeout, dropped)
-                yield from itertools.islice(quick, _MAX_QUICK)
+                timeout = settings.first_byte_timeout
+                quick = self._finder.torrents(narinfo, timeout, dropped, self._refused)
+                yield from itertools.islice(quick, MAX_QUICK)
             if not lane.rest():
                 return
         # Those that were tried may have got peers meanwhile.
-        patient = self._candidates(narinfo, settings.patience, dropped)
+        patient = self._finder.torrents(narinfo, settings.patience, dropped, self._refused)
         yield from itertools.islice(patient, _MAX_PATIENT)
 
     def _from_seeder(self, seeder: SeederClient, narinfo: Narinfo) -> Iterator[NarSource]:
@@ -326,74 +347,10 @@ class Item:
         wanted = Wanted(narinfo.nar_hash, narinfo.nar_size, narinfo.store_path)
         name = self._path.rpartition("/")[2]
         for _ in range(_MAX_PATIENT):
-            source = SeederSource(seeder, wanted, self._patience(), name, self._refused)
+            source = SeederSource(seeder, wanted, self._finder.patience, name, self._refused)
             yield source
             if not source.changed:
                 return
-
-    def _patience(self) -> Patience:
-        settings = self._context.settings
-        return Patience(settings.first_byte_timeout, settings.stall_timeout, settings.patience)
-
-    def _candidates(
-        self, narinfo: Narinfo, timeout: float, dropped: threading.Event
-    ) -> Iterator[NarSource]:
-        tried: set[str] = set()
-        context, settings = self._context, self._context.settings
-        if context.trackers:
-            self._session.start()
-        torrents = context.torrents
-        known = torrents.known(narinfo.nar_hash, narinfo.nar_size)
-        asked = torrents.ask(
-            narinfo.nar_hash, narinfo.nar_size, timeout, context.warn_once, dropped, patient=True
-        )
-        for candidate in itertools.chain(known, asked):
-            if candidate.infohash in tried or candidate.infohash in self._refused:
-                continue
-            tried.add(candidate.infohash)
-            try:
-                swarm = self._session.swarm()
-            except NarswarmError:
-                return  # the session has said why; there are other ways
-            yield SwarmSource(
-                swarm,
-                candidate,
-                narinfo.nar_size,
-                self._session.downloads,
-                settings.trackers,
-                self._patience(),
-                self._path.rpartition("/")[2],
-                self._web_seeds(narinfo, candidate),
-            )
-
-    def _web_seeds(self, narinfo: Narinfo, candidate: Candidate) -> list[str]:
-        """Where the payload of a torrent is over HTTP, as far as this machine knows by itself."""
-        settings = self._context.settings
-        if not settings.web_seeds and candidate.kind != "server":
-            return []
-        from narswarm import webseeds  # noqa: PLC0415 -- few torrents have one
-
-        found = [*webseeds.of_settings(settings.web_seeds, candidate.kind)]
-        if candidate.kind == "server" and settings.policy != Policy.SWARM_ONLY:
-            servers = self._context.options.urls
-            found += webseeds.of_servers(narinfo.sources, servers, candidate.name, candidate.length)
-        return found
-
-    def _servers(self, narinfo: Narinfo) -> Iterator[NarSource]:
-        tried = set(self._refused)
-        narinfos = itertools.chain(
-            [narinfo], _lazily(lambda: self._context.equivalents(narinfo, _NARINFO_TIMEOUT))
-        )
-        for each in narinfos:
-            for source in by_preference(each.sources):
-                if source.url not in tried:
-                    tried.add(source.url)
-                    yield HttpSource(self._context.client, source, narinfo.nar_size)
-
-
-def _lazily(make: Callable[[], Iterable[Narinfo]]) -> Iterator[Narinfo]:
-    """The values of `make`, which isn't called before the first of them is wanted."""
-    yield from make()
 
 
 def _known(path: str, error: Exception) -> NarswarmError:

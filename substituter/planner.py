@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Has the items of a session's plan fetched ahead, here or by the seeder of this machine.
+
+What a session is going to ask for is noted by the helper that answers its queries, while the one
+that substitutes is at work already; so the notes are read again and again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Final
+
+from narswarm.narinfo import Narinfo
+from substituter import plan
+from substituter.context import Context
+from substituter.finding import Finder
+from substituter.prefetch import Prefetcher
+from substituter.race import Policy, Way
+from substituter.schedule import order, preferred
+from substituter.session import Session
+from substituter.spool import Spool
+
+_BATCH: Final = 64
+"""Items whose narinfos are looked at together: the first of them are begun before the last."""
+
+
+class Planner:
+    """Follows the plan of one session.
+
+    Args:
+        context: the machine and the network.
+        session: its directory is where the disk is.
+        finder: finds sources.
+
+    Attributes:
+        prefetcher: has what was fetched.
+    """
+
+    def __init__(self, context: Context, session: Session, finder: Finder) -> None:
+        self._context = context
+        self._policy = Policy(context.settings.policy)
+        spool = Spool(session.downloads, context.settings.prefetch_disk)
+        self.prefetcher = Prefetcher(spool, self._policy, finder.ahead, finder.ways)
+        self._asked: set[str] = set()
+        self._seen: set[str] = set()
+        self._news = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def look(self, path: str) -> None:
+        """Look whether there is more to do, now that an item is asked for."""
+        self._asked.add(path)
+        self._news.set()
+        if self._thread is None and self._context.settings.prefetch_disk:
+            self._thread = threading.Thread(target=self._follow, name="plan", daemon=True)
+            self._thread.start()
+
+    def _follow(self) -> None:
+        mine = plan.claim(self._context.plans)
+        while mine:
+            self._news.wait()
+            self._news.clear()
+            try:
+                self._read()
+            except Exception as error:  # noqa: BLE001 -- only speed is lost
+                self._context.warn_once(f"fetching ahead: {error}")
+
+    def _read(self) -> None:
+        noted = plan.read(self._context.plans)
+        new = [path for path in noted if path not in self._seen and path not in self._asked]
+        self._seen.update(new)
+        new = [path for path in new if not os.path.lexists(path)]
+        for start in range(0, len(new), _BATCH):
+            self._add(new[start : start + _BATCH])
+
+    def _add(self, paths: list[str]) -> None:
+        context = self._context
+        narinfos = context.narinfos(paths, context.settings.query_timeout)
+        others = {p: n for p, n in narinfos.items() if context.seeder and self._is_for_seeder(n)}
+        self.prefetcher.add({p: n for p, n in narinfos.items() if p not in others})
+        if others and context.seeder is not None:
+            from narswarm.fetchclient import Wanted  # noqa: PLC0415 -- where there is a seeder
+
+            context.ahead.update(others)
+            references = {
+                path: [f"{path.rpartition('/')[0]}/{name}" for name in found.references]
+                for path, found in others.items()
+            }
+            ordered = [others[path] for path in order(references)]
+            context.seeder.prefetch([Wanted(n.nar_hash, n.nar_size, n.store_path) for n in ordered])
+
+    def _is_for_seeder(self, narinfo: Narinfo) -> bool:
+        return preferred(self._policy, narinfo.nar_size) is Way.SWARM or not narinfo.sources

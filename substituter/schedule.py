@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is fetched ahead next, and by which way: decisions, no threads and no clock.
+
+guix-daemon substitutes one item after another, and waits for each. So while it restores one, the
+next are fetched. Items that are a round trip and little else come from a server, several at a
+time; all others from the swarm, which spares servers, and whose members pass on to each other what
+they have so far. Here the ways don't race for an item, as no byte should come twice: an item that
+the swarm has not, or gives up, is a server's from then on.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Final, NamedTuple
+
+from substituter.race import Policy, Way
+
+TINY: Final = 128 << 10
+"""Bytes of a NAR up to which it comes from a server, if it may."""
+
+LARGE: Final = 4 << 20
+"""Bytes of a NAR from which on it counts as many."""
+
+HTTP_AT_ONCE: Final = 6
+"""Connections to servers at a time."""
+
+SWARM_AT_ONCE: Final = 12
+"""Items that are fetched from swarms at a time."""
+
+LARGE_AT_ONCE: Final = 4
+"""Of these, large ones."""
+
+
+class Entry(NamedTuple):
+    """An item to be fetched ahead.
+
+    Attributes:
+        path: the store path.
+        size: bytes of the NAR.
+        ways: those that it may come by.
+    """
+
+    path: str
+    size: int
+    ways: frozenset[Way]
+
+
+def preferred(policy: Policy, size: int) -> Way:
+    """Which way is tried first for an item that nobody waits for yet."""
+    if policy is Policy.RACE:
+        return Way.HTTP if size <= TINY else Way.SWARM
+    return Way.HTTP if policy is Policy.HTTP_FIRST else Way.SWARM
+
+
+def order(items: Mapping[str, Iterable[str]]) -> list[str]:
+    """Store paths in the order in which guix-daemon is going to ask for them.
+
+    It takes an item when all that it refers to is there, and of several the one whose name (that
+    is, what follows the hash) sorts first (Guix: nix/libstore/build.cc `SubstitutionGoal::key`).
+
+    Args:
+        items: what each refers to; what isn't itself one of them is there already.
+    """
+    missing = {path: {r for r in items[path] if r in items and r != path} for path in items}
+    users: dict[str, list[str]] = {}
+    for path, references in missing.items():
+        for reference in references:
+            users.setdefault(reference, []).append(path)
+    ready = [(_name(path), path) for path, references in missing.items() if not references]
+    heapq.heapify(ready)
+    found: list[str] = []
+    while ready:
+        _, path = heapq.heappop(ready)
+        found.append(path)
+        for user in users.get(path, ()):
+            missing[user].discard(path)
+            if not missing[user]:
+                heapq.heappush(ready, (_name(user), user))
+    # Items that refer to each other in a circle come last; there are none in a good store.
+    return found + [path for path in items if missing[path]]
+
+
+def choose(
+    entries: Iterable[Entry],
+    way: Way,
+    running: AbstractSet[Entry],
+    room: int,
+    policy: Policy,
+) -> Entry | None:
+    """The next item for a way that is free, None if there is none for now.
+
+    Args:
+        entries: what is still to be fetched, in the order in which it will be asked for.
+        way: the one that is free.
+        running: what this way fetches now.
+        room: bytes of disk.
+        policy: what the user wants.
+    """
+    most = HTTP_AT_ONCE if way is Way.HTTP else SWARM_AT_ONCE
+    if len(running) >= most:
+        return None
+    large = sum(entry.size >= LARGE for entry in running)
+    for entry in entries:
+        if way not in entry.ways or entry.size > room:
+            continue
+        if way is not preferred(policy, entry.size) and way.other in entry.ways:
+            continue
+        if entry.size >= LARGE and large >= LARGE_AT_ONCE:
+            continue
+        return entry
+    return None
+
+
+def _name(path: str) -> str:
+    """What follows the hash of a store path."""
+    return path.rpartition("/")[2].partition("-")[2]

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of substituter.prefetch: sources that do as they are told, real threads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from narswarm import narinfo
+from narswarm.errors import NetworkError
+from narswarm.narinfo import Narinfo
+from substituter.contest import NarSource, Runner
+from substituter.prefetch import Ahead, AheadSource, Prefetcher
+from substituter.race import Policy, Way
+from substituter.schedule import TINY
+from substituter.spool import Spool
+from tests.substituter.conftest import Item
+
+Make = Callable[..., Item]
+PATIENCE = 20.0
+
+
+class Fake:
+    """A source that gives what it is told, when it is told."""
+
+    def __init__(self, nar: bytes, *, found: bool = True) -> None:
+        self.key = "fake"
+        self.allowed = threading.Event()
+        self.begun = threading.Event()
+        self.ended = threading.Event()
+        self.dropped = threading.Event()
+        self.first = b""
+        self._nar = nar
+        self._found = found
+
+    @contextlib.contextmanager
+    def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
+        """Give the beginning, wait, and give the rest."""
+        runner.on_drop(self.dropped.set)
+        if self._found:
+            runner.source("http://host/nar", len(self._nar), lambda: 0, lambda: "host")
+        try:
+            yield self._chunks()
+        finally:
+            self.ended.set()
+
+    def _chunks(self) -> Iterator[bytes]:
+        if self.first:
+            yield self.first
+        self.begun.set()
+        assert self.allowed.wait(PATIENCE)
+        if self.dropped.is_set():
+            raise NetworkError(self.key, "dropped")
+        if not self._found:
+            raise NetworkError(self.key, "has it not")
+        yield self._nar[len(self.first) :]
+
+
+class Lab:
+    """A prefetcher whose sources are fakes, and what it asked for."""
+
+    def __init__(self, directory: Path, limit: int = 1 << 20) -> None:
+        self.asked: list[tuple[str, Way]] = []
+        self.sources: dict[tuple[str, Way], list[NarSource]] = {}
+        self.ways: frozenset[Way] = frozenset(Way)
+        self.existing: set[str] = set()
+        self.spool = Spool(directory, limit)
+        self.prefetcher = Prefetcher(
+            self.spool, Policy.RACE, self._find, lambda _: self.ways, self.existing.__contains__
+        )
+        self._news = threading.Condition()
+
+    def _find(self, narinfo: Narinfo, way: Way) -> Iterator[NarSource]:
+        with self._news:
+            self.asked.append((narinfo.store_path, way))
+            self._news.notify_all()
+        return iter(self.sources.get((narinfo.store_path, way), []))
+
+    def source(self, item: Item, way: Way = Way.HTTP, *, found: bool = True) -> Fake:
+        """A further source of an item."""
+        fake = Fake(item.nar, found=found)
+        self.sources.setdefault((item.path, way), []).append(fake)
+        return fake
+
+    def add(self, *items: Item) -> None:
+        """Have items fetched."""
+        self.prefetcher.add({item.path: parsed(item) for item in items})
+
+    def wait(self, count: int) -> list[tuple[str, Way]]:
+        """What was asked for, once it is so much."""
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.asked) >= count, PATIENCE)
+            return list(self.asked)
+
+
+class Race:
+    """What a source sees of a race."""
+
+    def __init__(self) -> None:
+        self.dropped = False
+        self.alone = False
+        self.shown: list[str] = []
+
+    def source(
+        self,
+        url: str,
+        total: int | None,
+        done: Callable[[], int],
+        label: Callable[[], str] | None = None,
+    ) -> None:
+        """Note it."""
+        assert label is not None
+        self.shown.append(f"{url} {total} {done()} {label()}")
+
+    def on_drop(self, callback: Callable[[], None]) -> None:
+        """Nobody drops it."""
+
+
+def parsed(item: Item) -> Narinfo:
+    """The narinfo of an item."""
+    return narinfo.parse(item.narinfo)
+
+
+def taken(lab: Lab, item: Item) -> Ahead:
+    """What there is of an item."""
+    ahead = lab.prefetcher.take(parsed(item))
+    assert ahead is not None
+    return ahead
+
+
+def followed(ahead: Ahead) -> bytes:
+    """All of an item, once it is there."""
+    return b"".join(ahead.file.follow(0.01))
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A prefetcher."""
+    made = Lab(tmp_path / "spool")
+    yield made
+    for sources in made.sources.values():
+        for source in sources:
+            assert isinstance(source, Fake)
+            source.allowed.set()
+    made.prefetcher.close()
+
+
+def test_an_item_is_there_before_it_is_asked_for(lab: Lab, make_item: Make) -> None:
+    """What was fetched is given once, with what the user sees, and its room is free afterwards."""
+    item = make_item("a")
+    source = lab.source(item)
+    lab.add(item)
+    assert lab.wait(1) == [(item.path, Way.HTTP)]
+    ahead = taken(lab, item)
+    source.allowed.set()
+    assert followed(ahead) == item.nar
+    assert ahead.found is not None
+    assert ahead.found[0] == "http://host/nar"
+    assert ahead.used is source
+    lab.prefetcher.give_back(ahead)
+    assert source.ended.wait(PATIENCE)
+    assert lab.prefetcher.take(parsed(item)) is None
+
+
+def test_items_come_in_the_order_in_which_they_are_asked_for(lab: Lab, make_item: Make) -> None:
+    """One that nothing refers to may wait for those that come first."""
+    low = make_item("z-low")
+    top = make_item("a-top", references=(low.path,))
+    lab.add(top, low)
+    assert lab.wait(2)[0] == (low.path, Way.HTTP)
+
+
+def test_what_a_way_has_not_is_the_others(lab: Lab, make_item: Make) -> None:
+    """A server without the file isn't asked again; the swarm is."""
+    item = make_item("a")
+    lab.source(item, found=False).allowed.set()
+    lab.source(item, Way.SWARM).allowed.set()
+    lab.add(item)
+    assert lab.wait(2) == [(item.path, Way.HTTP), (item.path, Way.SWARM)]
+    ahead = taken(lab, item)
+    assert followed(ahead) == item.nar
+    lab.prefetcher.give_back(ahead)
+
+
+def test_a_second_source_is_tried_as_long_as_nothing_came(lab: Lab, make_item: Make) -> None:
+    """What a file has from one source isn't continued by another."""
+    item = make_item("a")
+    lab.ways = frozenset({Way.HTTP})
+    lab.source(item, found=False).allowed.set()
+    good = lab.source(item)
+    good.allowed.set()
+    lab.add(item)
+    lab.wait(1)
+    ahead = taken(lab, item)
+    assert followed(ahead) == item.nar
+    assert ahead.used is good
+    lab.prefetcher.give_back(ahead)
+
+
+@pytest.mark.parametrize("reason", ["store", "asked"])
+def test_nothing_is_fetched_in_vain(lab: Lab, make_item: Make, reason: str) -> None:
+    """Not what is in the store already, nor what was asked for before."""
+    item, other = make_item("a"), make_item("b")
+    if reason == "store":
+        lab.existing.add(item.path)
+    else:
+        assert lab.prefetcher.take(parsed(item)) is None
+    lab.source(other)
+    lab.add(item, other)
+    assert lab.wait(1) == [(other.path, Way.HTTP)]
+
+
+def test_what_waits_is_left_to_whoever_asks(lab: Lab, make_item: Make) -> None:
+    """An item that isn't begun is taken out of the plan."""
+    lab.spool.limit = 0
+    item = make_item("a")
+    lab.add(item)
+    assert lab.prefetcher.take(parsed(item)) is None
+    lab.spool.limit = 1 << 20
+    other = make_item("b")
+    lab.add(other)
+    assert lab.wait(1)[0] == (other.path, Way.HTTP)
+
+
+def test_another_narinfo_than_before_has_another_nar(lab: Lab, make_item: Make) -> None:
+    """What counts is the narinfo of the moment when the item is asked for."""
+    item = make_item("a")
+    source = lab.source(item)
+    lab.add(item)
+    assert source.begun.wait(PATIENCE)
+    changed = dataclasses.replace(parsed(item), nar_hash=bytes(32))
+    assert lab.prefetcher.take(changed) is None
+    assert source.dropped.wait(PATIENCE)
+
+
+def test_the_race_reads_what_is_on_its_way(lab: Lab, make_item: Make) -> None:
+    """It says where it comes from, and gives what has come before the rest has."""
+    item = make_item("a")
+    source = lab.source(item)
+    source.first = item.nar[:10]
+    lab.add(item)
+    assert source.begun.wait(PATIENCE)
+    ahead, race = taken(lab, item), Race()
+    with AheadSource(ahead).nar(race) as chunks:
+        assert next(chunks) == item.nar[:10]
+        source.allowed.set()
+        assert b"".join(chunks) == item.nar[10:]
+    assert race.shown == [f"http://host/nar {len(item.nar)} 0 host"]
+    lab.prefetcher.give_back(ahead)
+    with (
+        pytest.raises(NetworkError, match=f"^{item.path}: is not fetched any more$"),
+        AheadSource(ahead).nar(race),
+    ):
+        pass
+
+
+def test_who_loses_the_race_is_dropped(lab: Lab, make_item: Make) -> None:
+    """No further byte is fetched of an item that came by the other way."""
+    item = make_item("a")
+    source = lab.source(item)
+    source.first = item.nar[:10]
+    lab.add(item)
+    assert source.begun.wait(PATIENCE)
+    ahead, race = taken(lab, item), Race()
+    with AheadSource(ahead).nar(race) as chunks:
+        next(chunks)
+        race.dropped = True
+        with pytest.raises(NetworkError, match=f"^{item.path}: is not wanted any more$"):
+            next(chunks)
+    assert source.dropped.wait(PATIENCE)
+    lab.prefetcher.give_back(ahead)
+
+
+def test_the_infohash_is_that_of_its_torrent(lab: Lab, make_item: Make) -> None:
+    """So that a torrent which lied is refused."""
+    item = make_item("a", bytes(TINY))
+    source = lab.source(item, Way.SWARM)
+    source.infohash = "ab" * 32  # type: ignore[attr-defined]
+    lab.add(item)
+    assert source.begun.wait(PATIENCE)
+    ahead = taken(lab, item)
+    assert AheadSource(ahead).infohash == "ab" * 32
+    lab.prefetcher.give_back(ahead)
+
+
+def test_the_end_drops_everything(tmp_path: Path, make_item: Make) -> None:
+    """Room is given back, and what runs is told."""
+    lab = Lab(tmp_path / "spool")
+    item, other = make_item("a"), make_item("b")
+    ready, source = lab.source(other), lab.source(item)
+    ready.allowed.set()
+    lab.add(item, other)
+    assert source.begun.wait(PATIENCE)
+    assert ready.ended.wait(PATIENCE)
+    lab.prefetcher.close()
+    assert source.dropped.is_set()
+    source.allowed.set()
+    lab.add(make_item("c"))
+    assert lab.prefetcher.take(parsed(item)) is None or source.ended.wait(PATIENCE)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of substituter.schedule."""
+
+from __future__ import annotations
+
+import pytest
+
+from substituter.race import Policy, Way
+from substituter.schedule import (
+    HTTP_AT_ONCE,
+    LARGE,
+    LARGE_AT_ONCE,
+    SWARM_AT_ONCE,
+    TINY,
+    Entry,
+    choose,
+    order,
+    preferred,
+)
+
+BOTH = frozenset(Way)
+HTTP = frozenset({Way.HTTP})
+SWARM = frozenset({Way.SWARM})
+ROOM = 1 << 40
+
+
+def entry(size: int, ways: frozenset[Way] = BOTH, number: int = 0) -> Entry:
+    """An item to be fetched."""
+    return Entry(f"/gnu/store/{number}-item", size, ways)
+
+
+@pytest.mark.parametrize(
+    ("policy", "size", "way"),
+    [
+        (Policy.RACE, TINY, Way.HTTP),
+        (Policy.RACE, TINY + 1, Way.SWARM),
+        (Policy.HTTP_FIRST, LARGE, Way.HTTP),
+        (Policy.SWARM_FIRST, 1, Way.SWARM),
+        (Policy.SWARM_ONLY, 1, Way.SWARM),
+    ],
+)
+def test_small_items_are_a_servers(policy: Policy, size: int, way: Way) -> None:
+    """The policy decides, and for a race the size."""
+    assert preferred(policy, size) is way
+
+
+def test_items_come_after_what_they_refer_to() -> None:
+    """What has no reference left that is missing is taken by its name, not by its hash."""
+    items = {
+        "/s/1-top": ["/s/2-b", "/s/3-a", "/s/1-top", "/s/9-here"],
+        "/s/2-b": ["/s/4-z"],
+        "/s/3-a": [],
+        "/s/4-z": [],
+        "/s/0-c": [],
+    }
+    assert order(items) == ["/s/3-a", "/s/0-c", "/s/4-z", "/s/2-b", "/s/1-top"]
+
+
+def test_a_circle_is_not_lost() -> None:
+    """No good store has one; a bad narinfo must not lose the others."""
+    assert order({"/s/1-a": ["/s/2-b"], "/s/2-b": ["/s/1-a"], "/s/3-c": []}) == [
+        "/s/3-c",
+        "/s/1-a",
+        "/s/2-b",
+    ]
+
+
+def test_each_way_takes_its_own_in_order() -> None:
+    """Large ones aren't in the way of small ones, nor the other way round."""
+    large, small = entry(TINY + 1, number=1), entry(TINY, number=2)
+    assert choose([large, small], Way.HTTP, set(), ROOM, Policy.RACE) == small
+    assert choose([large, small], Way.SWARM, set(), ROOM, Policy.RACE) == large
+
+
+def test_what_one_way_has_not_is_the_others() -> None:
+    """An item that only one way is left for is that one's, whatever its size."""
+    large, small = entry(LARGE, HTTP, 1), entry(TINY, SWARM, 2)
+    assert choose([small, large], Way.HTTP, set(), ROOM, Policy.RACE) == large
+    assert choose([small, large], Way.SWARM, set(), ROOM, Policy.RACE) == small
+
+
+@pytest.mark.parametrize(("way", "most"), [(Way.HTTP, HTTP_AT_ONCE), (Way.SWARM, SWARM_AT_ONCE)])
+def test_each_way_has_its_limit(way: Way, most: int) -> None:
+    """Servers are asked by a few connections."""
+    wanted = entry(1, frozenset({way}), 100)
+    running = {entry(1, number=number) for number in range(most)}
+    assert choose([wanted], way, running, ROOM, Policy.RACE) is None
+    running.pop()
+    assert choose([wanted], way, running, ROOM, Policy.RACE) == wanted
+
+
+def test_few_large_ones_at_a_time() -> None:
+    """The next ones wait, smaller ones behind them don't."""
+    running = {entry(LARGE, number=number) for number in range(LARGE_AT_ONCE)}
+    large, smaller = entry(LARGE, number=98), entry(LARGE - 1, number=99)
+    assert choose([large, smaller], Way.SWARM, running, ROOM, Policy.RACE) == smaller
+    running.pop()
+    assert choose([large, smaller], Way.SWARM, running, ROOM, Policy.RACE) == large
+
+
+@pytest.mark.parametrize(("room", "fits"), [(999, False), (1000, True), (1001, True)])
+def test_what_does_not_fit_waits(room: int, *, fits: bool) -> None:
+    """Items take disk until they are asked for."""
+    wanted = entry(1000)
+    assert choose([wanted], Way.HTTP, set(), room, Policy.RACE) == (wanted if fits else None)
