@@ -84,6 +84,12 @@ def claim(directory: Path, session: int | None = None) -> bool:
     return True
 
 
+def release() -> None:
+    """Let others fetch the plans that this process has claimed."""
+    while _CLAIMED:
+        os.close(_CLAIMED.pop())
+
+
 _CLAIMED: Final[list[int]] = []
 """Descriptors whose locks last as long as the process."""
 

@@ -45,6 +45,7 @@ class Planner:
         self._asked: set[str] = set()
         self._seen: set[str] = set()
         self._news = threading.Event()
+        self._closed = False
         self._thread: threading.Thread | None = None
 
     def look(self, path: str) -> None:
@@ -55,11 +56,22 @@ class Planner:
             self._thread = threading.Thread(target=self._follow, name="plan", daemon=True)
             self._thread.start()
 
+    def close(self) -> None:
+        """End it; a helper that is killed needs no such thing."""
+        self._closed = True
+        self._news.set()
+        if self._thread is not None:
+            self._thread.join()
+            plan.release()
+        self.prefetcher.close()
+
     def _follow(self) -> None:
         mine = plan.claim(self._context.plans)
         while mine:
             self._news.wait()
             self._news.clear()
+            if self._closed:
+                return
             try:
                 self._read()
             except Exception as error:  # noqa: BLE001 -- only speed is lost
