@@ -12,7 +12,7 @@ import sys
 
 from narswarm.errors import NarswarmError
 
-OURS = ("narinfo", "weather", "challenge", "doctor", "install", "uninstall")
+OURS = ("narinfo", "weather", "challenge", "doctor", "install", "uninstall", "gateway")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from narswarm import base32, cli, narinfo, sexp
 from narswarm.acl import Acl
 from narswarm.errors import InvalidInputError, NotFoundError
 from narswarm.httpclient import HttpClient
-from substituter import inquiries, installing
+from substituter import inquiries, installing, serving
 
 _TIMEOUT = 30.0
 
@@ -123,6 +123,7 @@ for _command in (
     inquiries.show_doctor,
     installing.install_command,
     installing.uninstall_command,
+    serving.gateway_command,
 ):
     group.add_command(_command)
 

@@ -146,10 +146,8 @@ def test_other_extensions_stay(root: Path) -> None:
     changes, notes = install.plan(root, PROGRAM)
     line = f"Environment=GUIX_EXTENSIONS_PATH=/{DIRECTORY}:/c:/a/guix/extensions:/b\n"
     assert line in changes[1].content.decode()
-    assert notes == [
-        f"/{DROP_IN.parent}/override.conf: sets GUIX_EXTENSIONS_PATH, too, and counts more; "
-        "remove that line"
-    ]
+    file = f"/{DROP_IN.parent}/override.conf"
+    assert notes == [f"{file}: sets GUIX_EXTENSIONS_PATH, too, and counts more; remove that line"]
 
 
 @pytest.mark.parametrize("program", ["substituter", "/opt/nar swarm/x", "/opt/%h", '/o"', "/a\n"])

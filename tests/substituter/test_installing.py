@@ -12,6 +12,14 @@ from substituter.install import DROP_IN
 from tests.substituter.test_commands import Run
 from tests.substituter.test_install import contents
 
+SHEPHERD = (
+    "shepherd: add the lines above to the make-forkexec-constructor of guix-daemon, and restart it"
+)
+OTHER = (
+    "guix-daemon: is not a service of systemd here; "
+    "start it with the variables above in its environment"
+)
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
@@ -89,14 +97,12 @@ def test_a_program_that_is_not_in_the_image(run: Run, root: Path) -> None:
         (
             "run/shepherd",
             "(default-environment-variables)",
-            "shepherd: add the lines above to the make-forkexec-constructor of guix-daemon, and "
-            "restart it",
+            SHEPHERD,
         ),
         (
             "run/init",
             "NARSWARM_SUBSTITUTER=/opt/substituter",
-            "guix-daemon: is not a service of systemd here; start it with the variables above in "
-            "its environment",
+            OTHER,
         ),
     ],
 )

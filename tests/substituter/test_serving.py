@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of substituter.serving: the gateway as a process, and where it listens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from narswarm.errors import SettingsError
+from narswarm.httpclient import HttpClient
+from substituter.serving import parse_listen
+from substituter.settings import SubstituterSettings
+from tests.substituter import daemon
+from tests.substituter.conftest import Item, Net, Site
+from tests.substituter.daemon import PROGRAM
+from tests.substituter.test_gatewaypool import packed
+
+Make = Callable[..., Item]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8182", ("127.0.0.1", 8182)),
+        ("[::]:0", ("::", 0)),
+        ("host:65535", ("host", 65535)),
+    ],
+)
+def test_where_to_listen(text: str, address: tuple[str, int]) -> None:
+    """An address of either family, and a port."""
+    assert parse_listen(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "8182", ":8182", "host:", "host:65536", "host:x"])
+def test_where_nobody_can_listen(text: str) -> None:
+    """The error shows what was given."""
+    with pytest.raises(SettingsError) as caught:
+        parse_listen(text)
+    assert str(caught.value) == f"--listen: expected HOST:PORT, got {text!r}"
+
+
+class Gateway:
+    """The command in a process of its own."""
+
+    def __init__(self, config: Path, *arguments: str) -> None:
+        command = ["gateway", "--config", str(config), "--listen", "127.0.0.1:0", *arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-c", PROGRAM, *command],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PATH": os.environ["PATH"]},
+        )
+        assert self.process.stderr is not None
+        self.first = self.process.stderr.readline()
+        self.url = self.first.split()[2].removesuffix(",")
+
+    def end(self) -> int:
+        """Have it end; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        _, _ = self.process.communicate(timeout=30)
+        return self.process.returncode
+
+
+def test_the_swarm_and_servers(
+    settings: SubstituterSettings, net: Net, site: Site, make_item: Make, tmp_path: Path
+) -> None:
+    """What is seeded comes from the swarm, with the torrent's length; the rest from a server."""
+    seeded, other = make_item("a", b"a" * 9000), make_item("b")
+    site.offer(seeded, "zstd")
+    del site.bodies[f"/nar/zstd/{seeded.path[11:]}"]
+    site.offer(other, "gzip")
+    net.seed(seeded)
+    lines = (f'trackers = ["{net.tracker.url}/announce"]', "private_network = true")
+    config = daemon.config(settings, tmp_path / "config", *lines)
+    gateway = Gateway(config, "--substitute-urls", site.url)
+    try:
+        with HttpClient(30.0) as client:
+            for item in (seeded, other):
+                url = f"{gateway.url}/{item.hash_part}.narinfo"
+                assert client.request("GET", url).body.startswith(item.narinfo)
+                answer = client.request("GET", f"{gateway.url}/nar/{item.path[11:]}")
+                assert answer.body == item.nar
+            head = client.request("HEAD", f"{gateway.url}/nar/zstd/{seeded.path[11:]}")
+            assert int(head.headers["content-length"]) < len(packed(seeded)) + 1000
+    finally:
+        code = gateway.end()
+    assert code == 0
+    assert list((settings.state / "gateway").iterdir()) == []
