@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -196,6 +197,45 @@ _changing("remove", "Offer store items no more, until they are added.", "is no l
 
 
 @seeder.command()
+@click.argument("url", metavar="URL")
+@click.argument("paths", metavar="[PATH...]", nargs=-1)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="FILE",
+    help="Mirror the closure of all items in FILE: the manifest of a profile, or a list.",
+)
+@click.option("--closure", is_flag=True, help="Mirror the PATHs and all that they refer to.")
+@click.option("--forget", is_flag=True, help="Follow this no more; files go when room is needed.")
+@_state_option
+@json_option
+@config_option
+def mirror(
+    url: str,
+    paths: tuple[str, ...],
+    manifest: Path | None,
+    closure: bool,
+    forget: bool,
+    config: Path | None,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    """Keep and seed the files that the substitute server at URL has of store items.
+
+    The running seeder fetches them, follows the server, and remembers to do so. `seeder status`
+    says how far it is.
+    """
+    if bool(paths) == (manifest is not None) or (closure and not paths):
+        raise click.UsageError("give either PATHs, with or without --closure, or --manifest FILE")
+    words = ["manifest", str(manifest.absolute())] if manifest is not None else list(paths)
+    rule = shlex.join([url, *(["closure"] if closure else []), *words])
+    settings = narswarm_settings.load(Settings, "seeder", file=config, flags={"state": state})
+    answer = control.ask(settings.state, "mirror", rule=rule, forget=forget)
+    done = "is followed no more" if forget else "is followed"
+    _say(answer, f"{answer['rule']} {done}", as_json)
+
+
+@seeder.command()
 @_state_option
 @json_option
 @config_option
@@ -238,6 +278,7 @@ def describe(answer: dict[str, Any]) -> str:
         ("publisher", answer["publisher"]),
     ]
     rows += [("no payloads", answer[name]) for name in ("codec", "full") if answer[name]]
+    rows += _mirror_rows(answer["mirror"], answer["mirror_message"])
     for tracker in answer["trackers"]:
         rows.append(("tracker", tracker["url"]))
         rows.append(("", _said("published", tracker["published"], tracker["publish_message"])))
@@ -246,6 +287,23 @@ def describe(answer: dict[str, Any]) -> str:
         announces = "announces, of two infohashes an item"
         rows.append(("", _said(announces, tracker["announces"], tracker["announce_message"])))
     return "\n".join(f"{label:<12}{printable(value)}" for label, value in rows)
+
+
+def _mirror_rows(mirror: dict[str, Any], message: str) -> list[tuple[str, str]]:
+    if not (mirror["rules"] or mirror["files"] or message):
+        return []
+    own = mirror["files"] - mirror["in_place"]
+    rows = [
+        (
+            "mirror",
+            f"{own} files, {format_size(mirror['bytes'])}, and {mirror['in_place']} in place",
+        )
+    ]
+    rows += [("", rule) for rule in mirror["rules"]]
+    if mirror["missing"]:
+        rows.append(("", f"{mirror['missing']} items aren't here"))
+    texts = (mirror["full"], message, *mirror["failures"][:3])
+    return rows + [("", text) for text in texts if text]
 
 
 def _said(what: str, count: int, message: str) -> str:

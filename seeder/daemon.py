@@ -49,6 +49,7 @@ PATIENCE = 4.0
 PUBLISH_INTERVAL = 15.0
 WATCH_INTERVAL = 15.0
 PRESENCE_INTERVAL = 60.0
+MIRROR_INTERVAL = 10.0
 COUNT_INTERVAL = 60.0
 SCHEDULE_INTERVAL = 30.0
 CLOCK_INTERVAL = 10.0
@@ -108,6 +109,7 @@ class Seeder:
             parts = Parts(settings, self._stop, acl_file, state, swarm, client, patient)
             self._parts = parts
             self._desk = Desk(parts, self._troubles)
+            stack.callback(parts.mirror.close)
             if not settings.leech_only:
                 parts.restore()
             stack.callback(parts.torrents.close)
@@ -122,6 +124,7 @@ class Seeder:
                         "status": self._answer_status,
                         **fetches.operations,
                         **self._operator.operations,
+                        "mirror": self._change_mirror,
                     },
                     fetches.streams | self._operator.streams,
                     Permissions(settings.control_users),
@@ -211,8 +214,9 @@ class Seeder:
             jobs += [
                 ("scan", self._scan, settings.scan_interval, 0.0),
                 ("acl", parts.look_at_acl, settings.scan_interval, 0.0),
-                ("publish", parts.publisher.run, PUBLISH_INTERVAL, 0.0),
+                ("publish", self._publish, PUBLISH_INTERVAL, 0.0),
                 ("reannounce", self._watch, WATCH_INTERVAL, WATCH_INTERVAL),
+                ("mirror", parts.mirror.run, MIRROR_INTERVAL, 0.0),
                 ("presence", parts.presence.run, PRESENCE_INTERVAL, PRESENCE_INTERVAL),
             ]
         for name, function, seconds, delay in jobs:
@@ -258,8 +262,13 @@ class Seeder:
         self._parts.scanner.scan()
         self._parts.workshop.poke()
 
+    def _publish(self) -> None:
+        self._parts.publisher.run()
+        self._parts.mirror_publisher.run()
+
     def _watch(self) -> None:
         self._parts.offering.check()
+        self._parts.mirror.seeds.check()
         self._operator.apply()
         self._parts.reannouncer.run()
 
@@ -274,6 +283,7 @@ class Seeder:
         parts = self._parts
         counters = parts.swarm.counters()
         parts.state.totals.count(counters["uploaded"], counters["downloaded"], time.time())
+        parts.mirror.seeds.count()
         if parts.offering.count():
             parts.scanner.sync()
         if self._pages is not None:
@@ -290,6 +300,11 @@ class Seeder:
         if rates != self._rates:
             self._parts.swarm.limit_rates(*rates)
             self._rates = rates
+
+    def _change_mirror(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._settings.leech_only:
+            raise InvalidInputError("mirror", "is nothing for a seeder with leech_only")
+        return self._parts.mirror.change(request)
 
     # The DHT's nodes
 

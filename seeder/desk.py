@@ -113,6 +113,8 @@ class Desk:
             "downloaded": counters["downloaded"],
             "uploaded_ever": total[0],
             "downloaded_ever": total[1],
+            "mirror": self._parts.mirror.status(),
+            "mirror_message": self._troubles.get("mirror", ""),
             "dht_nodes": counters["dht_nodes"],
             "fetching": sum(not view.over for _, view, _ in self._fetcher.views()),
             "planned": self._fetcher.planned,

@@ -36,6 +36,16 @@ class Offers(Protocol):
         """Offer it no more."""
 
 
+class Mirrors(Protocol):
+    """What has files of servers: a `seeder.mirror_seeds.MirrorSeeds`."""
+
+    def local(self, nar_hash: bytes) -> Local | None:
+        """The file of a NAR."""
+
+    def withdraw(self, nar_hash: bytes, infohash: str) -> None:
+        """It is another NAR."""
+
+
 class Adopter:
     """Takes over what was fetched; a `seeder.fetching.Finisher`.
 
@@ -46,6 +56,7 @@ class Adopter:
         refuse: told of torrents that carry another NAR than they should.
         room: asked how many bytes more may be kept.
         stopping: asked now and then whether to stop.
+        mirrored: the files of substitute servers that are seeded here.
     """
 
     def __init__(
@@ -56,6 +67,7 @@ class Adopter:
         refuse: Callable[[bytes, str], None],
         room: Callable[[], int],
         stopping: Callable[[], bool],
+        mirrored: Mirrors | None = None,
     ) -> None:
         self._state = state
         self._offering = offering
@@ -63,9 +75,16 @@ class Adopter:
         self._refuse = refuse
         self._room = room
         self._stopping = stopping
+        self._mirrored = mirrored
 
     def local(self, nar_hash: bytes) -> Local | None:
         """See `seeder.fetching.Finisher`."""
+        made = self._made(nar_hash)
+        if made is None and self._mirrored is not None:
+            return self._mirrored.local(nar_hash)
+        return made
+
+    def _made(self, nar_hash: bytes) -> Local | None:
         try:
             nar = self._state.get(nar_hash)
         except NotFoundError:
@@ -99,11 +118,13 @@ class Adopter:
     def withdraw(self, nar_hash: bytes, infohash: str) -> None:
         """See `seeder.fetching.Finisher`."""
         self._offering.withdraw(nar_hash, infohash)
+        if self._mirrored is not None:
+            self._mirrored.withdraw(nar_hash, infohash)
 
     def _adopt(self, fetched: Fetched, raw: bytes) -> Path | None:
         wanted, payload = fetched.wanted, fetched.payload
         path = self._state.payloads / file_name(wanted.nar_hash)
-        if self.local(wanted.nar_hash) is not None:
+        if self._made(wanted.nar_hash) is not None:
             return None  # made here meanwhile
         try:
             payload.path.rename(path)

@@ -15,11 +15,12 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from narswarm.errors import NetworkError
 from narswarm.httpsig import PublisherKey
 from narswarm.trackerclient import RefusedError, TrackerIndex
-from seeder.state import Due, State
+from seeder.state import Due
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,38 @@ _COMPANY = 0.5
 _BUSY = frozenset({408, 425, 429})
 
 
+class Publications(Protocol):
+    """What is to be published: a `seeder.state.State`, or a `seeder.mirror_table.MirrorTable`."""
+
+    def get(self, nar_hash: bytes) -> Publishable:
+        """What is published of a NAR; raises NotFoundError."""
+
+    def due(self, tracker: str, now: float, latest: float, limit: int) -> list[Due]:
+        """What is to be published to a tracker now."""
+
+    def published(self, nar_hash: bytes, tracker: str, now: float, due: float) -> None:
+        """A tracker took it."""
+
+    def refused(self, nar_hash: bytes, tracker: str, due: float, message: str) -> None:
+        """A tracker didn't."""
+
+
+class Publishable(Protocol):
+    """What is published of a NAR."""
+
+    @property
+    def nar_hash(self) -> bytes:
+        """32 bytes."""
+
+    @property
+    def torrent(self) -> bytes:
+        """Metainfo."""
+
+    @property
+    def narinfo(self) -> bytes:
+        """Vouches for it."""
+
+
 @dataclass(slots=True)
 class _Tracker:
     announce: str
@@ -52,7 +85,7 @@ class _Tracker:
 
 
 class Publisher:
-    """Publishes what `State` says is due.
+    """Publishes what is due.
 
     Args:
         state: what there is.
@@ -66,7 +99,7 @@ class Publisher:
 
     def __init__(
         self,
-        state: State,
+        state: Publications,
         key: PublisherKey,
         trackers: Iterable[tuple[str, TrackerIndex]],
         *,

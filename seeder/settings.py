@@ -19,17 +19,21 @@ from narswarm.swarm_settings import (
     proxy_settings,
     split_address,
 )
-from seeder.schedule import Rule
-from seeder.schedule import parse as parse_rule
+from seeder.mirror_rules import Rule
+from seeder.mirror_rules import parse as parse_mirror
+from seeder.schedule import Rule as RateRule
+from seeder.schedule import parse as parse_rates
 
 SOCKET = Path("/run/narswarm/seeder.sock")
 """Where programs of this machine look first."""
 
 _ANNOUNCE = "/announce"
 _MIN_INTERVAL = 1.0
+_MIN_RATE = 16 << 10
+"""Bytes a second; a file that comes more slowly than a few thousand is given up."""
 _NOT_NEGATIVE = (
     *("workers", "upload_rate", "download_rate", "max_disk", "min_size", "max_size"),
-    *("max_connections", "premake", "ratio", "fetch_disk"),
+    *("max_connections", "premake", "ratio", "fetch_disk", "mirror_disk", "mirror_rate"),
 )
 
 
@@ -181,6 +185,31 @@ class Settings:
             "written; always in the state directory."
         },
     )
+    mirror: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Files of substitute servers to keep and seed: 'URL PATH...', "
+            "'URL closure PATH...' or 'URL manifest FILE'."
+        },
+    )
+    mirror_disk: int = field(
+        default=20 << 30,
+        metadata={"help": "Bytes that mirrored files may take.", "unit": "bytes"},
+    )
+    mirror_rate: int = field(
+        default=0,
+        metadata={
+            "help": "Bytes a second that a mirrored server is asked for; 0 without limit.",
+            "unit": "bytes",
+        },
+    )
+    publish_cache: Path | None = field(
+        default=None,
+        metadata={
+            "help": "The directory of `guix publish --cache=DIR`, whose files are seeded where "
+            "they are."
+        },
+    )
     web_seeds: tuple[str, ...] = field(
         default=(),
         metadata={
@@ -228,6 +257,9 @@ class Settings:
         for url in self.substitute_urls:
             if not _has_host(url, ("http", "https")):
                 raise SettingsError("seeder.substitute_urls", f"{url!r} is not an http(s) URL")
+        self.mirror_rules()
+        if 0 < self.mirror_rate < _MIN_RATE:
+            raise SettingsError("seeder.mirror_rate", f"is less than {_MIN_RATE} bytes a second")
         webseeds.check(self.web_seeds, "seeder.web_seeds")
         addresses: tuple[tuple[str, Sequence[str], Callable[[str], object]], ...] = (
             ("listen", self.listen, listen_port_of),
@@ -270,16 +302,27 @@ class Settings:
         bare = dict.fromkeys(Tracker(each.announce, None) for each in extra)
         return (*own, *(each for each in bare if each.announce not in urls))
 
-    def rules_of_rates(self) -> tuple[Rule, ...]:
+    def rules_of_rates(self) -> tuple[RateRule, ...]:
         """The schedule.
 
         Raises:
             SettingsError: something isn't a rule of one.
         """
         try:
-            return tuple(parse_rule(text) for text in self.schedule)
+            return tuple(parse_rates(text) for text in self.schedule)
         except SettingsError as error:
             raise SettingsError("seeder.schedule", error.reason) from None
+
+    def mirror_rules(self) -> tuple[Rule, ...]:
+        """What is mirrored.
+
+        Raises:
+            SettingsError: something isn't a rule of that.
+        """
+        try:
+            return tuple(parse_mirror(text) for text in self.mirror)
+        except SettingsError as error:
+            raise SettingsError("seeder.mirror", f"{error.subject!r} {error.reason}") from None
 
     @property
     def premake_bytes(self) -> int:

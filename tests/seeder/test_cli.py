@@ -38,6 +38,16 @@ ANSWER: dict[str, Any] = {
     "peers": 1,
     "uploaded": 1536,
     "downloaded": 0,
+    "mirror": {
+        "rules": [],
+        "files": 0,
+        "in_place": 0,
+        "bytes": 0,
+        "missing": 0,
+        "full": "",
+        "failures": [],
+    },
+    "mirror_message": "",
     "dht_nodes": 7,
     "listen_port": 6881,
     "publisher": "abc=",
@@ -74,6 +84,32 @@ def test_a_status_for_people() -> None:
         "            1 to be published",
         "            4 announces, of two infohashes an item",
     ]
+
+
+def test_a_status_shows_the_mirror() -> None:
+    """What is followed, what is here of it, and what isn't, and why."""
+    mirror = ANSWER["mirror"] | {
+        "rules": ["http://s closure x"],
+        "files": 3,
+        "in_place": 1,
+        "bytes": 2048,
+        "missing": 2,
+        "full": "no room for y",
+        "failures": ["http://s/a\x1b: broken", "b", "c", "d"],
+    }
+    text = cli.describe(ANSWER | {"mirror": mirror, "mirror_message": "m: bad"})
+    lines = text.splitlines()
+    start = lines.index("mirror      2 files, 2.0 KiB, and 1 in place")
+    assert [line.strip() for line in lines[start + 1 : start + 8]] == [
+        "http://s closure x",
+        "2 items aren't here",
+        "no room for y",
+        "m: bad",
+        "http://s/a\\x1b: broken",
+        "b",
+        "c",
+    ]
+    assert lines[start + 8].startswith("tracker ")
 
 
 def test_a_status_says_why_nothing_is_made() -> None:
@@ -252,6 +288,41 @@ def ask(*arguments: str) -> tuple[int, str]:
     """Run a command in this process; its exit code and output."""
     done = CliRunner().invoke(cli.seeder, [*arguments], standalone_mode=True)
     return done.exit_code, done.output
+
+
+def test_mirroring(tmp_path: Path) -> None:
+    """The command makes a rule of its arguments, and the running seeder follows it."""
+    item = "/gnu/store/00000000000000000000000000000001-hello"
+    asked: list[Mapping[str, Any]] = []
+
+    def note(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked.append(request)
+        return {"rule": request["rule"], "changed": True}
+
+    directory = tmp_path / "state"
+    directory.mkdir()
+    server = ControlServer(directory, {"mirror": note})
+    state = ("--state", str(directory))
+    manifest = tmp_path / "a list"
+    manifest.write_text(item)
+    url = "http://s"
+    try:
+        assert ask("mirror", url, item, item, *state) == (0, f"{url} {item} {item} is followed\n")
+        forgotten = ask("mirror", "--closure", "--forget", url, item, *state)
+        assert forgotten == (0, f"{url} closure {item} is followed no more\n")
+        assert ask("mirror", url, "--manifest", str(manifest), *state)[0] == 0
+        assert [(request["rule"], request["forget"]) for request in asked] == [
+            (f"{url} {item} {item}", False),
+            (f"{url} closure {item}", True),
+            (f"{url} manifest '{manifest}'", False),
+        ]
+        for wrong in ([], ["--closure"], [item, "--manifest", str(manifest)]):
+            code, text = ask("mirror", url, *wrong, *state)
+            assert code == 2
+            assert "give either PATHs, with or without --closure, or --manifest FILE" in text
+        assert len(asked) == 3
+    finally:
+        server.close()
 
 
 def test_commands_that_ask_a_seeder(tmp_path: Path) -> None:

@@ -78,6 +78,20 @@ def test_what_is_no_tracker(url: str) -> None:
             {"extra_trackers": ("x",)},
             "seeder.extra_trackers: 'x' is not an announce URL such as http://HOST:PORT/announce",
         ),
+        (
+            {"mirror": ("http://s hello",)},
+            "seeder.mirror: 'hello' is not the name of a store item",
+        ),
+        ({"mirror_disk": -1}, "seeder.mirror_disk: is less than 0"),
+        (
+            {"mirror_rate": (16 << 10) - 1},
+            "seeder.mirror_rate: is less than 16384 bytes a second",
+        ),
+        (
+            {"web_seeds": ("http://cdn",)},
+            "seeder.web_seeds: 'http://cdn' is not the URL of a directory, "
+            "such as https://HOST/DIR/",
+        ),
         ({"dht_nodes": ("x",)}, "seeder.dht_nodes: 'x' is not HOST:PORT"),
         ({"listen": ("x",)}, "seeder.listen: 'x' is not HOST:PORT"),
         (
@@ -110,13 +124,21 @@ def test_every_setting_is_explained_and_can_be_read(tmp_path: Path) -> None:
     text = narswarm_settings.describe(Settings, "seeder")
     file = tmp_path / "narswarm.toml"
     file.write_text(text.replace("\n#", "\n").replace('nars = "/"\n', ""), encoding="utf-8")
-    unset = ("#nars", "#premake")
+    unset = ("#nars", "#premake", "#publish_cache")
     lines = [line for line in text.splitlines() if not line.startswith("# ")]
     file.write_text(
         "\n".join(line.removeprefix("#") for line in lines if not line.startswith(unset)),
         encoding="utf-8",
     )
     assert narswarm_settings.load(Settings, "seeder", file=file, environ={}) == Settings()
+
+
+def test_what_is_mirrored() -> None:
+    """A rule has a server and items; any rate from a slow one on, or none, is fine."""
+    item = f"/gnu/store/{'0' * 32}-hello"
+    settings = Settings(mirror=(f"http://s closure {item}",), mirror_rate=16 << 10)
+    assert [str(rule) for rule in settings.mirror_rules()] == [f"http://s closure {item}"]
+    assert Settings().mirror_rules() == ()
 
 
 def test_extra_trackers_have_no_index() -> None:
