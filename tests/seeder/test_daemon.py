@@ -168,6 +168,21 @@ def test_nars_of_a_directory(world: World, server: Server, start: Start) -> None
     assert fetch(again, torrent, world.root / "again") == made.nar
 
 
+def test_another_key_publishes_anew(world: World, server: Server, start: Start) -> None:
+    """A seeder that was given another key publishes at once what trackers have by the old one."""
+    made = world.make("hello", b"hello" * 50_000)
+    world.put_nar(made)
+    first = start(trackers=(f"{server.url}/announce",))
+    server.wait(lambda: len(server.published) == 1)
+    old = first.status()["publisher"]
+    first.stop()
+    (world.root / "state/publisher.key").unlink()
+    second = start(trackers=(f"{server.url}/announce",))
+    server.wait(lambda: len(server.published) == 2)
+    assert second.status()["publisher"] != old
+    assert server.published[0] == server.published[1]
+
+
 def test_items_of_a_store(world: World, server: Server, start: Start) -> None:
     """Of the store's items those are offered for which a substitute server's narinfo vouches."""
     public, private = world.make("public", b"1"), world.make("private", b"2")
