@@ -55,6 +55,7 @@ PATIENCE: Final = 120.0
 """Seconds that a client is kept waiting for bytes."""
 
 _NARINFO: Final = re.compile(r"/([^/]{32})\.narinfo")
+_PIPELINED: Final = re.compile(rb"^GET /([0-9a-z]{32})\.narinfo HTTP/1\.1\r?$", re.MULTILINE)
 _NAR: Final = re.compile(r"/nar/(zstd/)?([^/]{1,800})")
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _LEVEL: Final = 3
@@ -145,6 +146,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "narswarm-gateway"
     sys_version = ""
     timeout = SEND_SECONDS
+    rbufsize = 64 * 1024  # some hundred requests
     server: Server
 
     def parse_request(self) -> bool:
@@ -193,6 +195,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _narinfo(self, hash_part: str) -> None:
         found = None
+        self._prepare()
         if storepath.is_hash_part(hash_part):
             found = self.server.items.by_hash_part(hash_part)
         if found is None:
@@ -200,6 +203,22 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.server.items.learn(found)
         self._send(self.server.items.render(found), "application/x-nix-narinfo")
+
+    def _prepare(self) -> None:
+        """Look at what the client asks next: Guix sends a thousand requests before it reads.
+
+        One after the other they would each take a round trip to the servers.
+        """
+        self.connection.settimeout(0.0)  # only what has arrived already
+        try:
+            waiting = self.rfile.peek()  # type: ignore[attr-defined]  # a BufferedReader
+        except OSError:
+            waiting = b""
+        finally:
+            self.connection.settimeout(self.timeout)
+        asked = [match[1].decode() for match in _PIPELINED.finditer(waiting)]
+        if asked:
+            self.server.items.prepare(part for part in asked if storepath.is_hash_part(part))
 
     def _nar(self, base_name: str, *, as_zstd: bool) -> None:
         path = storepath.parse(base_name).path

@@ -7,10 +7,11 @@ clients judge for themselves. What isn't signed says where to fetch, which is he
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from narswarm import narinfo, storepath
 from narswarm.errors import InvalidInputError, NarswarmError, NetworkError
 from narswarm.narinfo import Narinfo, Source
 from narswarm.narinfocache import NarinfoCache
-from narswarm.narinfos import MISS_TTL, TTL
+from narswarm.narinfos import BREAK, MISS_TTL, TTL
 from substituter.context import Context
 from substituter.gatewaysources import known_length
 from substituter.preference import by_preference
@@ -27,6 +28,9 @@ from substituter.race import Policy
 
 MAX_NAMES: Final = 100_000
 """Store paths that are remembered by their hash parts."""
+
+LEARN_AGAIN: Final = 600.0
+"""Seconds in which trackers aren't asked again for the torrents of an item."""
 
 _TIMEOUT: Final = 10.0
 _RATHER_NOT: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
@@ -43,8 +47,9 @@ class Items:
         self._context = context
         self._cache = NarinfoCache(context.settings.state / "narinfo")
         self._names: OrderedDict[str, str] = OrderedDict()
+        self._learned: OrderedDict[bytes, float] = OrderedDict()
+        self._down: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._read_acl = 0.0
 
     def by_hash_part(self, hash_part: str) -> Narinfo | None:
         """The authorised narinfo of the item with this hash part, if it can be fetched.
@@ -58,6 +63,15 @@ class Items:
             return None
         found = self.by_path(path)
         return found if found is not None and self._can_be_fetched(found) else None
+
+    def prepare(self, hash_parts: Iterable[str]) -> None:
+        """Ask for several items at once, so that each is at hand when it is its turn."""
+
+        def ask(hash_part: str) -> None:
+            with contextlib.suppress(NetworkError):  # told when it is its turn
+                self._path(hash_part)
+
+        list(self._context.executor.map(ask, dict.fromkeys(hash_parts)))
 
     def by_path(self, path: str) -> Narinfo | None:
         """The authorised narinfo of an item.
@@ -78,9 +92,18 @@ class Items:
         return narinfo.with_sources(found.raw, sources)
 
     def learn(self, found: Narinfo) -> None:
-        """Look its torrents up before its NAR is asked for."""
-        if self._context.trackers:
-            self._context.torrents.learn(found.nar_hash, found.nar_size, self._context.warn_once)
+        """Look its torrents up before its NAR is asked for; once in a while for each."""
+        if not self._context.trackers:
+            return
+        now = time.monotonic()
+        with self._lock:
+            if now - self._learned.get(found.nar_hash, -LEARN_AGAIN) < LEARN_AGAIN:
+                return
+            self._learned[found.nar_hash] = now
+            self._learned.move_to_end(found.nar_hash)
+            while len(self._learned) > MAX_NAMES:
+                self._learned.popitem(last=False)
+        self._context.torrents.learn(found.nar_hash, found.nar_size, self._context.warn_once)
 
     def _path(self, hash_part: str) -> str | None:
         """The store path that some server names for a hash part; nobody is believed by that."""
@@ -105,13 +128,16 @@ class Items:
             kept = self._cache.get(server, hash_part, now)
             raw = kept.raw if kept else None
             if kept is None or not kept.fresh:
+                if now < self._down.get(server, 0.0):
+                    continue
                 try:
                     url = f"{server}/{hash_part}.narinfo"
                     response = context.client.request(
                         "GET", url, max_bytes=narinfo.MAX_BYTES, timeout=_TIMEOUT
                     )
                 except NetworkError as error:
-                    context.warn_once(str(error))
+                    self._down[server] = time.time() + BREAK
+                    context.warn_once(f"{server}: {error.reason}")
                 else:
                     answered = True
                     if response.status == HTTPStatus.OK:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import http.server
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -88,6 +89,36 @@ def test_the_narinfo(client: Client, item: Item, site: Site) -> None:
     )
     assert client(f"/{item.hash_part}.narinfo", "HEAD")[2] == b""
     assert site.requests == [f"/{item.hash_part}.narinfo"]
+
+
+def test_requests_that_wait_are_asked_together(client: Client, make_item: Make, site: Site) -> None:
+    """Of those that a client sends in one go, none has to wait for the answer to another."""
+    items = [make_item(name, name.encode()) for name in "abc"]
+    together = threading.Barrier(2)
+    for item in items:
+        site.offer(item, "gzip")
+    for item in items[1:]:
+        data = site.bodies[f"/{item.hash_part}.narinfo"]
+        assert isinstance(data, bytes)
+
+        def meet(handler: http.server.BaseHTTPRequestHandler, data: bytes = data) -> None:
+            together.wait(WAIT)
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(data)))
+            handler.end_headers()
+            handler.wfile.write(data)
+
+        site.bodies[f"/{item.hash_part}.narinfo"] = meet
+    assert client.connection.port
+    with socket.create_connection(("127.0.0.1", client.connection.port), WAIT) as raw:
+        requests = [f"GET /{item.hash_part}.narinfo HTTP/1.1\r\nHost: x\r\n\r\n" for item in items]
+        last = f"GET /{'0' * 32}.narinfo HTTP/1.1\r\nConnection: close\r\n\r\n"
+        raw.sendall("".join([*requests, last]).encode())
+        with raw.makefile("rb") as answers:
+            text = answers.read()
+    assert [text.count(item.narinfo) for item in items] == [1, 1, 1]
+    assert text.count(b"HTTP/1.1 200") == 3
+    assert text.count(b"HTTP/1.1 404") == 1
 
 
 def test_the_cache_info(client: Client) -> None:
