@@ -15,6 +15,7 @@ from typing import Protocol
 
 from narswarm import compression, narinfo
 from narswarm.errors import MismatchError, NarswarmError, NotFoundError
+from narswarm.narinfo import Narinfo
 from narswarm.payload import Kind, file_name
 from seeder.fetching import Fetched, Local
 from seeder.inventory import Item
@@ -41,6 +42,12 @@ class Mirrors(Protocol):
 
     def local(self, nar_hash: bytes) -> Local | None:
         """The file of a NAR."""
+
+    def has(self, nar_hash: bytes) -> bool:
+        """Whether there is one of a NAR."""
+
+    def take(self, path: Path, torrent: bytes, info: Narinfo) -> Path | None:
+        """Seed one that was fetched and checked; where it is then, None if there is no room."""
 
     def withdraw(self, nar_hash: bytes, infohash: str) -> None:
         """It is another NAR."""
@@ -100,7 +107,10 @@ class Adopter:
     def finish(self, fetched: Fetched) -> Path | None:
         """See `seeder.fetching.Finisher`."""
         wanted, payload = fetched.wanted, fetched.payload
-        if payload.kind is not Kind.ZSTD or payload.length > self._room():
+        if payload.kind is Kind.SERVER:
+            if self._mirrored is None or self._mirrored.has(wanted.nar_hash):
+                return None
+        elif payload.kind is not Kind.ZSTD or payload.length > self._room():
             return None
         try:
             self._check(fetched)
@@ -111,6 +121,8 @@ class Adopter:
         if self._stopping():
             return None
         for _, info in self._vouchers.find([item]):
+            if info is not None and payload.kind is Kind.SERVER and self._mirrored is not None:
+                return self._mirrored.take(payload.path, fetched.torrent, info)
             if info is not None:
                 return self._adopt(fetched, narinfo.with_sources(info.raw, info.sources))
         return None
@@ -148,7 +160,7 @@ class Adopter:
         wanted, path = fetched.wanted, fetched.payload.path
         digest, size = hashlib.sha256(), 0
         for chunk in compression.decompress(
-            _read(path), "zstd", limit=wanted.nar_size, subject=str(path)
+            _read(path), fetched.payload.kind.compression, limit=wanted.nar_size, subject=str(path)
         ):
             digest.update(chunk)
             size += len(chunk)

@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from narswarm import base32, narinfo
+from narswarm import base32, metainfo, narinfo, storepath
 from narswarm.acl import Acl
 from narswarm.cli import format_size
-from narswarm.errors import InvalidInputError, NotFoundError
+from narswarm.errors import InvalidInputError, NarswarmError, NotFoundError
 from narswarm.metainfo import Metainfo
 from narswarm.narinfo import Narinfo, Verdict
 from narswarm.payload import Kind
@@ -133,7 +133,7 @@ class MirrorSeeds:
                 self._drop(file)
 
     def adopt(self, part: Path, meta: Metainfo, info: Narinfo) -> None:
-        """Take over a file that was fetched, checked, and is in our directory.
+        """Take over a file that was fetched, checked, and is beside our directory.
 
         Raises:
             InvalidInputError: nobody vouches for it.
@@ -143,6 +143,24 @@ class MirrorSeeds:
         path = self._directory / f"{base32.encode(info.nar_hash)}{SUFFIX}"
         part.rename(path)
         self._keep(path.name, stamp(path), meta, info)
+
+    def take(self, path: Path, torrent: bytes, info: Narinfo) -> Path | None:
+        """Take over a file that came from a swarm, and was checked; None if there is no room.
+
+        Raises:
+            InvalidInputError: nobody vouches for it, or it isn't called like the item.
+            NarswarmError: it can't be renamed.
+        """
+        meta = metainfo.decode(torrent, info.store_path)
+        if meta.name != storepath.parse(info.store_path).base_name:
+            raise InvalidInputError(meta.name, f"is not what a server calls {info.store_path}")
+        if not self.make_room(meta.length):
+            return None
+        try:
+            self.adopt(path, meta, info)
+        except OSError as error:
+            raise NarswarmError(path, error.strerror or str(error)) from None
+        return self._directory / f"{base32.encode(info.nar_hash)}{SUFFIX}"
 
     def use(self, path: Path, seen: str, meta: Metainfo, info: Narinfo) -> None:
         """Seed a file of somebody else where it is.

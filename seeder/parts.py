@@ -8,13 +8,14 @@ import os
 import random
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from narswarm.acl import Acl
 from narswarm.candidates import Torrents
 from narswarm.errors import CodecError, NotFoundError
 from narswarm.httpclient import HttpClient
-from narswarm.narinfos import NarinfoLookup
+from narswarm.narinfos import NarinfoCache, NarinfoLookup
 from narswarm.payload import check_codec
 from narswarm.swarm import Swarm, TorrentStatus
 from narswarm.trackerclient import TrackerIndex
@@ -26,6 +27,10 @@ from seeder.fetching_store import FetchStore
 from seeder.holdings import Correspondence, Listener, Teller
 from seeder.inventory import Inventory, NarDirectory, StoreInventory
 from seeder.items import Scope
+from seeder.mirror import Mirror
+from seeder.mirror_files import Downloader
+from seeder.mirror_seeds import MirrorSeeds
+from seeder.mirror_table import MirrorTable
 from seeder.offering import Offering
 from seeder.payloads import PayloadMaker
 from seeder.presence import Presence
@@ -41,6 +46,9 @@ from seeder.workshop import Workshop
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 10.0
+MIRROR_CONNECTIONS = 2
+"""Connections by which a mirrored server is asked for narinfos."""
+
 LOOKUPS = 32
 """Requests that a tracker's index gets at a time while items are fetched ahead; half may wait."""
 
@@ -129,6 +137,7 @@ class Parts:
             clock=time.time,
             stopping=stop.is_set,
         )
+        self.mirror, self.mirror_publisher = self._mirror(announces, indexes)
         self.workshop = Workshop(self.offering.make, self.offering.make_spare, time.monotonic)
         self.trackers = Correspondence(
             map(self._correspond, indexes, self._indexes(patient)),
@@ -149,12 +158,13 @@ class Parts:
                 self.torrents.refuse,
                 lambda: 0 if settings.leech_only else settings.max_disk - state.used(),
                 stop.is_set,
+                None if settings.leech_only else self.mirror.seeds,
             ),
             trackers=announces,
             rate=settings.download_rate,
             web_seeds=settings.web_seeds,
         )
-        self.reannouncer = Reannouncer(swarm, self.offering.infohashes, stop.wait)
+        self.reannouncer = Reannouncer(swarm, self._infohashes, stop.wait)
         self.presence = Presence(
             state, indexes, announce=self.reannouncer.announce_all, clock=time.time
         )
@@ -163,7 +173,9 @@ class Parts:
         """Seed what is kept, and judge what is known by the rules as they are now."""
         if self.state.note("acl") != self.acl_file.fingerprint:
             self.offering.rejudge(self.acl_file.acl)
+            self.mirror.rejudge(self.acl_file.acl)
         self.offering.restore()
+        self.mirror.seeds.restore()
         # What another key claims may count no more: this one claims it anew, at once.
         public = self.key.public.hex()
         if self.state.note("publisher") not in {None, public}:
@@ -181,7 +193,7 @@ class Parts:
 
     def pause_seeding(self, *, paused: bool) -> None:
         """Offer nothing, or everything again; nothing is forgotten."""
-        self.offering.paused = paused
+        self.offering.paused = self.mirror.paused = paused
         self.scanner.hold(Scope.NONE if paused else self._scope)
         self.swarm.pause_seeding(paused=paused)
         self.workshop.poke()
@@ -195,6 +207,7 @@ class Parts:
         if self.acl_file.changed():
             log.info("%s has changed", self.settings.acl)
             self.offering.rejudge(self.acl_file.acl)
+            self.mirror.rejudge(self.acl_file.acl)
         fingerprint = self.acl_file.fingerprint
         if self.state.note("acl") != fingerprint:
             acl = self.acl_file.acl
@@ -208,6 +221,57 @@ class Parts:
         lookup = NarinfoLookup(self._client, self.settings.substitute_urls, acl)
         rate = self.settings.narinfo_rate
         return ServerVouchers(lookup, rate, self._stop.wait, time.monotonic)
+
+    def _mirror(
+        self, announces: Sequence[str], indexes: Sequence[tuple[str, TrackerIndex]]
+    ) -> tuple[Mirror, Publisher]:
+        settings, stop = self.settings, self._stop
+        directory = settings.state / "mirror"
+        try:
+            directory.mkdir(exist_ok=True)
+        except OSError as error:
+            raise NotFoundError(directory, error.strerror or str(error)) from None
+        table = MirrorTable(directory, time.time)
+        table.track(announces)
+        cache = NarinfoCache(directory / "narinfo")
+        publisher = Publisher(
+            table,
+            self.key,
+            indexes,
+            clock=time.time,
+            stopping=stop.is_set,
+            published=self._announce,
+            rng=self._rng,
+        )
+        mirror = Mirror(
+            table=table,
+            seeds=MirrorSeeds(
+                table=table,
+                directory=directory,
+                quota=settings.mirror_disk,
+                swarm=self.swarm,
+                trackers=announces,
+                publish=publisher.publish,
+                acl=self.acl_file.acl,
+                clock=time.time,
+            ),
+            downloader=Downloader(
+                self._client, directory, settings.mirror_rate, stop.wait, time.monotonic
+            ),
+            rules=settings.mirror_rules(),
+            cache=settings.publish_cache,
+            lookup=lambda server, acl: NarinfoLookup(
+                self._client, [server], acl, cache, workers=MIRROR_CONNECTIONS
+            ),
+            acl=self.acl_file.acl,
+            narinfo_rate=settings.narinfo_rate,
+            pause=stop.wait,
+            clock=time.monotonic,
+        )
+        return mirror, publisher
+
+    def _infohashes(self) -> list[str]:
+        return [*self.offering.infohashes(), *self.mirror.seeds.infohashes()]
 
     def _indexes(self, client: HttpClient) -> list[tuple[str, TrackerIndex]]:
         return [
@@ -244,10 +308,10 @@ class Parts:
 
     def _announce(self, nar_hash: bytes) -> None:
         """A tracker knows a NAR by now; it may have refused the announce before."""
-        infohash = self.offering.infohash(nar_hash)
-        if infohash is not None:
-            with suppress(NotFoundError):
-                self.swarm.reannounce(infohash)
+        for infohash in (self.offering.infohash(nar_hash), self.mirror.seeds.infohash(nar_hash)):
+            if infohash is not None:
+                with suppress(NotFoundError):
+                    self.swarm.reannounce(infohash)
 
     def _on_changed(self) -> None:
         """Items came or went."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -163,3 +164,60 @@ def test_a_refusal_is_passed_on(bench: Bench) -> None:
     """To what offers."""
     bench.adopter.withdraw(b"\1" * 32, "ab" * 32)
     assert bench.offers.withdrawn == [(b"\1" * 32, "ab" * 32)]
+
+
+class Mirrors:
+    """The files of servers that are seeded."""
+
+    def __init__(self) -> None:
+        self.files: dict[bytes, Local] = {}
+        self.taken: list[tuple[Path, bytes, str]] = []
+        self.withdrawn: list[tuple[bytes, str]] = []
+
+    def local(self, nar_hash: bytes) -> Local | None:
+        """What the test says."""
+        return self.files.get(nar_hash)
+
+    def has(self, nar_hash: bytes) -> bool:
+        """What the test says."""
+        return nar_hash in self.files
+
+    def take(self, path: Path, torrent: bytes, info: Narinfo) -> Path | None:
+        """Remember it."""
+        self.taken.append((path, torrent, info.store_path))
+        return path
+
+    def withdraw(self, nar_hash: bytes, infohash: str) -> None:
+        """Remember it."""
+        self.withdrawn.append((nar_hash, infohash))
+
+
+def test_a_server_file(bench: Bench, world: World) -> None:
+    """It goes to those of servers, under the same conditions, and comes from there."""
+    made = world.make()
+    mirrors = Mirrors()
+    adopter = Adopter(
+        bench.state, bench.offers, bench, bench.adopter._refuse, lambda: 0, lambda: False, mirrors
+    )
+
+    def fetched(nar: bytes) -> Fetched:
+        before = bench.fetched(made)
+        before.payload.path.write_bytes(gzip.compress(nar))
+        return before._replace(payload=before.payload._replace(kind=Kind.SERVER))
+
+    assert adopter.finish(fetched(made.nar)) is None
+    bench.vouched[made.path] = made.parsed
+    good = fetched(made.nar)
+    assert adopter.finish(good) == good.payload.path
+    assert mirrors.taken == [(good.payload.path, b"torrent", made.path)]
+    with pytest.raises(NarswarmError):
+        adopter.finish(fetched(b"another"))
+    assert bench.refused == [(made.item.nar_hash, "ab" * 32)]
+    local = mirrors.files[made.item.nar_hash] = good.payload
+    assert adopter.local(made.item.nar_hash) == local
+    assert adopter.finish(good) is None
+    assert len(mirrors.taken) == 1
+    adopter.withdraw(made.item.nar_hash, "ab" * 32)
+    assert mirrors.withdrawn == bench.offers.withdrawn == [(made.item.nar_hash, "ab" * 32)]
+    assert bench.adopter.finish(good) is None
+    assert bench.adopter.local(made.item.nar_hash) is None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from narswarm import base32, gcrypt
+from narswarm import base32, gcrypt, metainfo
 from narswarm.acl import Acl
-from narswarm.errors import InvalidInputError, NotFoundError
+from narswarm.errors import InvalidInputError, NarswarmError, NotFoundError
 from narswarm.gcrypt import KeyPair
 from narswarm.metainfo import Metainfo
 from narswarm.payload import Kind
-from narswarm.swarm import TorrentStatus
+from narswarm.swarm import Swarm, TorrentStatus
+from narswarm.swarm_settings import SwarmSettings
 from seeder.eviction import HOT
 from seeder.fetching import Local
 from seeder.mirror_files import torrent_of
@@ -128,6 +130,57 @@ def test_a_file_is_seeded(bench: Bench, world: World) -> None:
     assert bench.seeds.local(bytes(32)) is None
     path.write_bytes(b"")
     assert bench.seeds.local(nar_hash) is None
+
+
+def test_a_file_from_a_swarm(bench: Bench, world: World) -> None:
+    """It is renamed into our directory, if it has the item's name and there is room."""
+    made = world.make()
+    data = gzip.compress(made.nar)
+    path = world.root / "fetched"
+    path.write_bytes(data)
+    meta = torrent_of(iter([data]), made.parsed)
+    other = dataclasses.replace(meta, name=f"{'0' * 32}-other")
+    with pytest.raises(InvalidInputError) as caught:
+        bench.seeds.take(path, other.encode(), made.parsed)
+    assert str(caught.value) == f"{other.name}: is not what a server calls {made.path}"
+    taken = bench.seeds.take(path, meta.encode(), made.parsed)
+    assert list(bench.swarm.seeded.values()) == [taken]
+    assert not path.exists()
+    with pytest.raises(NarswarmError) as gone:
+        bench.seeds.take(path, meta.encode(), made.parsed)
+    assert str(gone.value) == f"{path}: No such file or directory"
+    bench.table.close()
+    small = Bench(world, quota=len(data) - 1)
+    assert small.seeds.take(path, meta.encode(), made.parsed) is None
+    small.table.close()
+
+
+def test_no_peer_is_harmed_by_a_file_that_goes(bench: Bench, world: World) -> None:
+    """Whoever asks for it before that is noticed gets it from others."""
+    made = world.make(content=os.urandom(300_000))
+    settings = SwarmSettings(
+        listen=("127.0.0.1:0",), dht=False, lsd=False, upnp=False, private_network=True
+    )
+    data = gzip.compress(made.nar)
+    copy = world.root / "copy"
+    copy.write_bytes(data)
+    torrent = torrent_of(iter([data]), made.parsed).encode()
+    seeding = dataclasses.replace(settings, role="seed")
+    with Swarm(seeding) as first, Swarm(seeding) as second, Swarm(settings) as leecher:
+        bench.seeds._swarm = first
+        place = world.root / "place.nar"
+        place.write_bytes(data)
+        meta = metainfo.decode(torrent, "x")
+        bench.seeds._trackers = ()
+        bench.seeds.use(place, stamp(place), meta, made.parsed)
+        place.unlink()
+        second.seed(torrent, copy, [])
+        peers = [("127.0.0.1", first.listen_port), ("127.0.0.1", second.listen_port)]
+        fetched = leecher.fetch(torrent, world.root / "fetched", peers=peers)
+        assert b"".join(fetched.chunks(stall=lambda progress: progress.idle > 20)) == data
+        bench.seeds.check()
+        assert first.status() == []
+        assert not place.exists()
 
 
 def test_a_restart(bench: Bench, world: World) -> None:

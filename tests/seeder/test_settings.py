@@ -89,8 +89,7 @@ def test_what_is_no_tracker(url: str) -> None:
         ),
         (
             {"web_seeds": ("http://cdn",)},
-            "seeder.web_seeds: 'http://cdn' is not the URL of a directory, "
-            "such as https://HOST/DIR/",
+            "seeder.web_seeds: 'http://cdn' is not the URL of a directory, such as https://HOST/DIR/",
         ),
         ({"dht_nodes": ("x",)}, "seeder.dht_nodes: 'x' is not HOST:PORT"),
         ({"listen": ("x",)}, "seeder.listen: 'x' is not HOST:PORT"),

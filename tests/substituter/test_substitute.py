@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler
@@ -15,9 +16,13 @@ from typing import Self
 
 import pytest
 
-from narswarm import base32, gcrypt, nar, narinfo
+from narswarm import base32, gcrypt, metainfo, nar, narinfo
 from narswarm.errors import NotFoundError
+from narswarm.httpsig import PublisherKey
+from narswarm.merkle import PieceHasher
+from narswarm.metainfo import Metainfo
 from narswarm.restore import RestoreError
+from narswarm.trackerclient import TrackerIndex
 from substituter import realguix, substitute
 from substituter.contest import Runner
 from substituter.nargate import Gate
@@ -25,7 +30,7 @@ from substituter.session import Session
 from substituter.settings import SubstituterSettings
 from substituter.sources import SwarmSource
 from substituter.substitute import Substitute
-from tests.substituter.conftest import Item, Net, Site, World, torrent_of
+from tests.substituter.conftest import COMPRESS, Item, Net, Site, World, torrent_of
 from tests.substituter.trackers import serve
 
 Enter = Callable[..., World]
@@ -117,6 +122,88 @@ def test_the_swarm_comes_before_http(
     )
     assert not [request for request in site.requests if "/nar/" in request]
     assert list((settings.state / "downloads").iterdir()) == []
+
+
+def ranged(data: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A file of a web server that sends what is asked for of it."""
+
+    def handle(handler: BaseHTTPRequestHandler) -> None:
+        first, _, last = handler.headers["Range"].removeprefix("bytes=").partition("-")
+        part = data[int(first) : int(last) + 1]
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        handler.send_header("Content-Length", str(len(part)))
+        handler.end_headers()
+        handler.wfile.write(part)
+
+    return handle
+
+
+def publish(net: Net, item: Item, torrent: bytes) -> str:
+    """Have the tracker know a torrent that nobody seeds; its infohash."""
+    key = PublisherKey.load_or_create(net.directory / "publisher.key")
+    index = TrackerIndex(net.client, net.tracker.url)
+    index.publish(key, item.nar_hash, torrent, item.narinfo, time.time())
+    return metainfo.decode(torrent, "torrent").infohash_v2.hex()
+
+
+@pytest.mark.parametrize("policy", ["swarm-first", "swarm-only"])
+def test_a_server_is_a_web_seed_of_its_own_file(
+    enter: Enter,
+    make_item: Make,
+    site: Site,
+    net: Net,
+    settings: SubstituterSettings,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    policy: str,
+) -> None:
+    """The torrent of a server's file comes from that server, too, unless none shall be used."""
+    item = make_item("a+b", os.urandom(200_000))
+    site.offer(item, "zstd")
+    data = COMPRESS["zstd"](item.nar)
+    path = f"/nar/zstd/{item.path[11:]}"
+    # libtorrent writes "+" otherwise.
+    site.bodies[path.replace("+", "%2b")] = ranged(data)
+    del site.bodies[path]
+    hasher = PieceHasher()
+    hasher.update(data)
+    infohash = publish(net, item, Metainfo.of(item.path[11:], hasher.finish()).encode())
+    changed = dataclasses.replace(with_tracker(settings, net), policy=policy, patience=1.0)
+    with Helper(enter(site.url, changed=changed), capfd) as helper:
+        status = helper(item, tmp_path / "out")
+    asked = [request for request in site.requests if "/nar/" in request]
+    if policy == "swarm-only":
+        assert (status, asked) == ("not-found\n", [])
+        return
+    assert status == success(item)
+    assert restored(tmp_path / "out") == item.nar
+    assert f"bittorrent://{infohash}/" in helper.shown
+    assert set(asked) == {path.replace("+", "%2b")}
+
+
+def test_web_seeds_of_the_settings(
+    enter: Enter,
+    make_item: Make,
+    site: Site,
+    net: Net,
+    settings: SubstituterSettings,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A directory with payloads does without any peer."""
+    item = make_item("a", os.urandom(200_000))
+    site.offer(item)
+    torrent, payload = torrent_of(item, tmp_path)
+    site.bodies[f"/payloads/{payload.name}"] = ranged(payload.read_bytes())
+    infohash = publish(net, item, torrent)
+    changed = dataclasses.replace(
+        with_tracker(settings, net), policy="swarm-only", web_seeds=(f"{site.url}/payloads/",)
+    )
+    with Helper(enter(site.url, changed=changed), capfd) as helper:
+        assert helper(item, tmp_path / "out") == success(item)
+    assert restored(tmp_path / "out") == item.nar
+    assert f"bittorrent://{infohash}/" in helper.shown
 
 
 def test_without_servers_the_trackers_mirror_is_enough(
