@@ -7,6 +7,7 @@ environment, their permissions, their settings.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import os
 import socket
@@ -94,6 +95,12 @@ def examine(
             "start it (`systemctl start guix-daemon`, `herd start guix-daemon`) and look again",
         )
     for daemon in daemons:
+        gateway = None if _is_told(daemon) else _gateway(client, daemon.substitute_urls)
+        if gateway is not None and daemon.substitutes:
+            yield Finding(
+                f"guix-daemon {daemon.pid}", Verdict.OK, f"asks the gateway {gateway} by HTTP"
+            )
+            return  # what the daemon's user may do here doesn't matter then
         yield from _daemon(daemon)
     first = daemons[0] if daemons else None
     user = User(first.uid, first.groups) if first else User(os.geteuid(), tuple(os.getgroups()))
@@ -127,7 +134,7 @@ def conclusion(findings: Sequence[Finding]) -> str:
         return (
             "As far as can be seen, the next `guix build` uses the substituter; see the warnings."
         )
-    return "The next `guix build` uses the substituter."
+    return "The next `guix build` asks the swarm."
 
 
 def _daemon(daemon: Daemon) -> Iterator[Finding]:
@@ -162,6 +169,26 @@ def _daemon(daemon: Daemon) -> Iterator[Finding]:
             "its environment lead to it",
             "run `substituter install`; when that was done already, restart guix-daemon",
         )
+
+
+def _is_told(daemon: Daemon) -> bool:
+    """Whether the daemon's environment leads to the substituter, as far as it can be seen."""
+    environ = daemon.environ
+    return environ is not None and (
+        _extension(environ) is not None or Path(environ.get("GUIX", "")).name == "substituter"
+    )
+
+
+def _gateway(client: HttpClient, urls: Sequence[str]) -> str | None:
+    """The first of the servers that says that it is a gateway."""
+    for url in urls:
+        with contextlib.suppress(NarswarmError):
+            answer = client.request(
+                "GET", f"{url.rstrip('/')}/nix-cache-info", max_bytes=_MAX_ANSWER, timeout=TIMEOUT
+            )
+            if answer.headers.get("server", "").startswith("narswarm-gateway"):
+                return url
+    return None
 
 
 def _extension(environ: Mapping[str, str]) -> Path | None:

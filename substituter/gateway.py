@@ -29,6 +29,7 @@ from urllib.parse import unquote
 import zstandard
 
 from narswarm import base32, compression, storepath
+from narswarm.cli import printable
 from narswarm.errors import BusyError, InvalidInputError, NarswarmError
 from narswarm.narinfo import Narinfo
 from substituter.gatewayitems import Items
@@ -171,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the base class's name
         """What the base class would write to standard error."""
-        log.info("%s %s", self.address_string(), format % args)
+        log.debug("%s %s", self.address_string(), printable(format % args))
 
     def _answer(self) -> None:
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
@@ -190,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         except InvalidInputError as error:
             self._refuse(HTTPStatus.NOT_FOUND, str(error))
         except NarswarmError as error:
-            log.warning("%s: %s", self.path, error)
+            log.warning("%s: %s", printable(self.path), printable(str(error)))
             self._refuse(HTTPStatus.BAD_GATEWAY, str(error))
 
     def _narinfo(self, hash_part: str) -> None:
@@ -230,6 +231,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD" and not as_zstd:
             self._begin(found.nar_size, tag)  # what is signed need not be fetched to be known
             return
+        log.info("%s %s %s", self.address_string(), self.command, self.path)
         with self.server.pool.payload(found) as payload:
             state = payload.wait_ready(PATIENCE)
             if not as_zstd:
@@ -267,7 +269,8 @@ class Handler(BaseHTTPRequestHandler):
                 if done == sent:
                     return
         except (NarswarmError, OSError) as error:
-            log.warning("%s: cut off after %d bytes: %s", self.path, done, error)
+            what, why = printable(self.path), printable(str(error))
+            log.warning("%s: cut off after %d bytes: %s", what, done, why)
         self.close_connection = True
 
     def _begin(self, length: int | None, tag: str, part: str = "") -> None:

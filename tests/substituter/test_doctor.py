@@ -236,6 +236,23 @@ def test_clocks_that_differ(machine: Machine, skew: int, warns: bool) -> None:
         assert found.message == f"this clock is 121 s {where} the tracker's"
 
 
+def test_a_daemon_that_asks_a_gateway(machine: Machine) -> None:
+    """It needs no program, no settings and no trackers of its own."""
+
+    def be_a_gateway(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response_only(200)
+        handler.send_header("Server", "narswarm-gateway")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    break_nothing_told(machine)
+    machine.site.bodies["/nix-cache-info"] = be_a_gateway
+    found = machine.examine()
+    message = f"asks the gateway {machine.site.url} by HTTP"
+    assert found == {"guix-daemon": Finding("guix-daemon 5", Verdict.OK, message)}
+    assert machine.conclusion == "The next `guix build` asks the swarm."
+
+
 def test_a_seeder_makes_up_for_trackers(machine: Machine, tmp_path: Path) -> None:
     """Its own are asked; one that doesn't listen any more is a warning."""
     path = tmp_path / "seeder.sock"
