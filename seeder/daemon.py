@@ -217,7 +217,7 @@ class Seeder:
                 ("publish", self._publish, PUBLISH_INTERVAL, 0.0),
                 ("reannounce", self._watch, WATCH_INTERVAL, WATCH_INTERVAL),
                 ("mirror", parts.mirror.run, MIRROR_INTERVAL, 0.0),
-                ("presence", parts.presence.run, PRESENCE_INTERVAL, PRESENCE_INTERVAL),
+                ("presence", self._ask_trackers, PRESENCE_INTERVAL, PRESENCE_INTERVAL),
             ]
         for name, function, seconds, delay in jobs:
             scheduler.add_job(
@@ -265,6 +265,10 @@ class Seeder:
     def _publish(self) -> None:
         self._parts.publisher.run()
         self._parts.mirror_publisher.run()
+
+    def _ask_trackers(self) -> None:
+        for presence in self._parts.presences:
+            presence.run()
 
     def _watch(self) -> None:
         self._parts.offering.check()

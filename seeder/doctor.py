@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from narswarm.acl import Acl
@@ -24,6 +25,7 @@ from narswarm.httpclient import HttpClient
 from narswarm.payload import check_codec
 from seeder import control
 from seeder.inventory import NarDirectory, StoreInventory
+from seeder.publish_cache import baked, open_file
 from seeder.settings import Settings, Tracker
 
 MAX_SKEW: Final = 60.0
@@ -80,6 +82,8 @@ def examine(
         ("disk", _disk),
     ):
         yield _guarded(check, function, settings)
+    if settings.publish_cache is not None:
+        yield _guarded("cache of guix publish", _publish_cache, settings)
     for tracker in settings.tracker_list():
         yield _tracker(tracker, client, now, status)
     if not settings.trackers:
@@ -154,6 +158,17 @@ def _disk(settings: Settings) -> tuple[Verdict, str]:
     if settings.max_disk - used > free:
         return Verdict.WARNING, f"{quota}, but only {format_size(free)} are free"
     return Verdict.OK, quota
+
+
+def _publish_cache(settings: Settings) -> tuple[Verdict, str]:
+    """Read the beginning of one file, as making its torrent would."""
+    directory = settings.publish_cache or Path()
+    item = next(baked(directory), None)
+    if item is None:
+        return Verdict.WARNING, f"{directory} has no files that `guix publish --cache` makes"
+    with open_file(item.path) as file:
+        file.read(1)
+    return Verdict.OK, f"{directory} can be read"
 
 
 def _tracker(

@@ -203,6 +203,24 @@ class MirrorTable:
         """Note that a tracker didn't take a file, why, and when it is to be asked again."""
         self._settle(nar_hash, tracker, due, None, message)
 
+    def sample(self, tracker: str, before: float) -> Mirrored | None:
+        """Any file that a tracker took before a time, None if there is none."""
+        columns = ", ".join(f"files.{name}" for name in Mirrored._fields)
+        row = self._db.row(
+            f"SELECT {columns} FROM publications JOIN files USING (nar_hash)"  # noqa: S608
+            " WHERE tracker = ? AND published < ? ORDER BY random() LIMIT 1",
+            (tracker, before),
+        )
+        return None if row is None else Mirrored(*row)
+
+    def republish(self, tracker: str) -> None:
+        """Have a tracker told again at once of what it took."""
+        with self._db.transaction() as db:
+            db.execute(
+                "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NOT NULL",
+                (tracker,),
+            )
+
     def _settle(
         self, nar_hash: bytes, tracker: str, due: float, published: float | None, message: str
     ) -> None:

@@ -165,9 +165,10 @@ class Parts:
             web_seeds=settings.web_seeds,
         )
         self.reannouncer = Reannouncer(swarm, self._infohashes, stop.wait)
-        self.presence = Presence(
-            state, indexes, announce=self.reannouncer.announce_all, clock=time.time
-        )
+        self.presences = [
+            Presence(taken, indexes, announce=self.reannouncer.announce_all, clock=time.time)
+            for taken in (state, self._mirror_table)
+        ]
 
     def restore(self) -> None:
         """Seed what is kept, and judge what is known by the rules as they are now."""
@@ -181,6 +182,7 @@ class Parts:
         if self.state.note("publisher") not in {None, public}:
             for tracker in self.settings.tracker_list():
                 self.state.republish(tracker.announce)
+                self._mirror_table.republish(tracker.announce)
         self.state.set_note("publisher", public)
         if self.state.note("rules") != self.rules.text:
             self.scanner.apply_rules()
@@ -231,7 +233,7 @@ class Parts:
             directory.mkdir(exist_ok=True)
         except OSError as error:
             raise NotFoundError(directory, error.strerror or str(error)) from None
-        table = MirrorTable(directory, time.time)
+        table = self._mirror_table = MirrorTable(directory, time.time)
         table.track(announces)
         cache = NarinfoCache(directory / "narinfo")
         publisher = Publisher(

@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from narswarm.errors import NetworkError
 from narswarm.trackerclient import TrackerIndex
-from seeder.state import State
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,28 @@ SETTLED = 60.0
 PAUSE = 600.0
 """Seconds that a tracker isn't asked after it had forgotten something: telling it again takes
 time, and one that never remembers us mustn't be told all the time."""
+
+
+class Sample(Protocol):
+    """Something that a tracker took."""
+
+    @property
+    def nar_hash(self) -> bytes:
+        """32 bytes."""
+
+    @property
+    def infohash(self) -> str:
+        """Hex, of version 2."""
+
+
+class Taken(Protocol):
+    """What trackers took: a `seeder.state.State`, or a `seeder.mirror_table.MirrorTable`."""
+
+    def sample(self, tracker: str, before: float) -> Sample | None:
+        """Any of what a tracker took before a time."""
+
+    def republish(self, tracker: str) -> None:
+        """Have a tracker told again of everything."""
 
 
 @dataclass(slots=True)
@@ -45,7 +67,7 @@ class Presence:
 
     def __init__(
         self,
-        state: State,
+        state: Taken,
         trackers: Iterable[tuple[str, TrackerIndex]],
         *,
         announce: Callable[[], None],

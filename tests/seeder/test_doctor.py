@@ -20,6 +20,7 @@ from seeder.doctor import Finding, Verdict, examine
 from seeder.settings import Settings
 from seeder.state import State
 from tests.seeder.conftest import World
+from tests.seeder.test_publish_cache import bake
 
 NOW = 1_700_000_000.0
 CLOCK = "the tracker's, which refuses what is published so; set it by NTP"
@@ -179,6 +180,23 @@ def test_an_empty_acl_and_no_items(world: World) -> None:
         f"{world.acl} has no key, so nothing is offered; see `guix archive --authorize`"
     )
     assert found["items"] == Finding("items", Verdict.WARNING, "there are none")
+
+
+def test_the_cache_of_guix_publish(world: World) -> None:
+    """It can be read or it can't, and may have nothing that is of use."""
+    cache = world.root / "cache"
+
+    def found() -> tuple[Verdict, str]:
+        finding = findings(settings(world, publish_cache=cache))["cache of guix publish"]
+        return finding.verdict, finding.message
+
+    assert "cache of guix publish" not in findings(settings(world))
+    assert found() == (Verdict.FAILED, f"{cache}: No such file or directory")
+    cache.mkdir()
+    empty = f"{cache} has no files that `guix publish --cache` makes"
+    assert found() == (Verdict.WARNING, empty)
+    bake(cache, world.make())
+    assert found() == (Verdict.OK, f"{cache} can be read")
 
 
 def test_files_that_were_changed(world: World) -> None:

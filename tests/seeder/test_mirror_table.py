@@ -108,6 +108,22 @@ def test_publications(table: MirrorTable) -> None:
     assert str(caught.value) == f"{base32.encode(one.nar_hash)}: is not mirrored"
 
 
+def test_what_a_tracker_has(table: MirrorTable) -> None:
+    """It can be asked about something that it took, and told of it again."""
+    one = file(1)
+    table.add(one, [TRACKER, OTHER])
+    assert table.sample(TRACKER, 1000) is None
+    table.published(one.nar_hash, TRACKER, 10, 500)
+    table.refused(one.nar_hash, OTHER, 500, "no")
+    assert table.sample(TRACKER, 10) is None
+    assert table.sample(TRACKER, 11) == one
+    assert table.sample(OTHER, 1000) is None
+    for tracker in (TRACKER, OTHER):
+        table.republish(tracker)
+    assert len(table.due(TRACKER, 20, 1000, 10)) == 1
+    assert table.due(OTHER, 20, 1000, 10) == []
+
+
 def test_rules(table: MirrorTable) -> None:
     """They are kept once, and it is said whether that is new."""
     assert table.set_rule("b", there=True)
