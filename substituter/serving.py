@@ -9,8 +9,12 @@ import os
 import signal
 import socket
 import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 import click
 
@@ -29,6 +33,11 @@ from substituter.session import Session
 from substituter.settings import SubstituterSettings
 
 log = logging.getLogger("gateway")
+
+MAX_WARNINGS: Final = 500
+"""Lines that aren't shown again as long as they are among the last."""
+
+_HOUR: Final = 3600.0
 
 
 @click.command("gateway")
@@ -76,7 +85,7 @@ def gateway_command(
     # A daemon of this machine may well use the gateway, which must not ask itself.
     servers = [url for url in urls if not _is_own(url, address)] or daemonprocess.DEFAULT_URLS
     environ = dict(os.environ) | {"_NIX_OPTIONS": f"substitute-urls={' '.join(servers)}"}
-    context = Context(settings, environ, log.warning)
+    context = LongContext(settings, environ, log.warning)
     session = Session(settings, log.warning)
     session.downloads = settings.state / "gateway"
     pool = Pool(session.downloads, disk << 30, Finding(context, session))
@@ -85,6 +94,9 @@ def gateway_command(
     except OSError as error:
         raise BusyError(listen, error.strerror or str(error)) from error
     url = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{server.server_port}"
+    if context.trackers and context.seeder is None:
+        session.start()  # it takes a while to know the DHT
+    threading.Thread(target=_look_after, args=(context, session), daemon=True).start()
     _serve(server, f"{url}, in front of {' '.join(servers)}")
     session.save()
     session.close()
@@ -101,6 +113,36 @@ def parse_listen(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise SettingsError("--listen", f"expected HOST:PORT, got {text!r}")
     return host, int(port)
+
+
+class LongContext(Context):
+    """A context that lives for months: what it has warned of is forgotten in the end."""
+
+    def __init__(
+        self,
+        settings: SubstituterSettings,
+        environ: Mapping[str, str],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._latest: deque[str] = deque(maxlen=MAX_WARNINGS)
+        self._mutex = threading.Lock()
+        super().__init__(settings, environ, warn)
+
+    def warn_once(self, message: str) -> None:
+        """Show a line unless it was among the last ones."""
+        with self._mutex:
+            if message in self._latest:
+                return
+            self._latest.append(message)
+        self.warn(cli.printable(message))
+
+
+def _look_after(context: Context, session: Session) -> None:
+    """Keep what is on disk small, and the DHT's nodes for the next start."""
+    while True:
+        context.torrents.prune_if_due(time.time())
+        session.save()
+        time.sleep(_HOUR)
 
 
 def _serve(server: Server, described: str) -> None:

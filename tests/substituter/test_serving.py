@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 
 from narswarm.errors import SettingsError
 from narswarm.httpclient import HttpClient
-from substituter.serving import parse_listen
+from substituter.serving import MAX_WARNINGS, LongContext, parse_listen
 from substituter.settings import SubstituterSettings
 from tests.substituter import daemon
 from tests.substituter.conftest import Item, Net, Site
@@ -45,11 +46,45 @@ def test_where_nobody_can_listen(text: str) -> None:
     assert str(caught.value) == f"--listen: expected HOST:PORT, got {text!r}"
 
 
+def test_warnings_are_forgotten_in_the_end(settings: SubstituterSettings) -> None:
+    """A line isn't shown again while it is among the last, and doesn't take memory for ever."""
+    shown: list[str] = []
+    context = LongContext(settings, {}, shown.append)
+    for message in ("a\n", "a\n", *map(str, range(MAX_WARNINGS)), "a\n"):
+        context.warn_once(message)
+    context.close()
+    assert shown == ["a\\n", *map(str, range(MAX_WARNINGS)), "a\\n"]
+
+
+def test_it_does_not_ask_itself(
+    settings: SubstituterSettings, site: Site, make_item: Make, tmp_path: Path
+) -> None:
+    """An address of this machine with the gateway's port is left out of the servers."""
+    item = make_item("a")
+    site.offer(item, "gzip")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = daemon.config(settings, tmp_path / "config")
+    urls = f"http://localhost:{port} http://127.0.0.1:{port}/ {site.url}"
+    gateway = Gateway(config, "--substitute-urls", urls, listen=f"127.0.0.1:{port}")
+    try:
+        assert gateway.first.endswith(f"in front of {site.url}\n")
+        with HttpClient(30.0) as client:
+            url = f"{gateway.url}/{item.hash_part}.narinfo"
+            assert client.request("GET", url).body.startswith(item.narinfo)
+        second = Gateway(config, "--substitute-urls", urls, listen=f"127.0.0.1:{port}")
+        assert second.process.wait(30) == 9
+        assert second.first == f"substituter: 127.0.0.1:{port}: Address already in use\n"
+        second.end()
+    finally:
+        gateway.end()
+
+
 class Gateway:
     """The command in a process of its own."""
 
-    def __init__(self, config: Path, *arguments: str) -> None:
-        command = ["gateway", "--config", str(config), "--listen", "127.0.0.1:0", *arguments]
+    def __init__(self, config: Path, *arguments: str, listen: str = "127.0.0.1:0") -> None:
+        command = ["gateway", "--config", str(config), "--listen", listen, *arguments]
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", PROGRAM, *command],
             stderr=subprocess.PIPE,
