@@ -61,6 +61,25 @@ def of_servers(
         sources: of an authorised narinfo. They aren't signed, and a tracker may have passed them
             on, so that only those at a server of this machine count.
         servers: URLs of the substitute servers of this machine.
+        name: of the torrent.
+        length: of the torrent's file.
+
+    Returns:
+        URLs of directories.
+    """
+    prefixes = tuple(f"{server.rstrip('/')}/" for server in servers)
+    return of_sources(
+        (source for source in sources if prefixes and source.url.startswith(prefixes)),
+        name,
+        length,
+    )
+
+
+def of_sources(sources: Iterable[Source], name: str, length: int) -> list[str]:
+    """Which of some places have the file of a torrent.
+
+    Args:
+        sources: of a narinfo.
         name: of the torrent, which has to be what the URL ends in.
         length: of the torrent's file. It tells apart what a server has in several compressions,
             all under one name.
@@ -68,16 +87,10 @@ def of_servers(
     Returns:
         URLs of directories.
     """
-    prefixes = tuple(f"{server.rstrip('/')}/" for server in servers)
     found = []
     for source in sources:
         directory, slash, last = source.url.rpartition("/")
-        if (
-            prefixes
-            and source.url.startswith(prefixes)
-            and source.file_size == length
-            and not set(source.url) & {*"?#"}
-            and unquote(last) == name
-        ):
+        fits = source.file_size == length and unquote(last) == name
+        if fits and "://" in directory and not set(source.url) & {*"?#"}:
             found.append(directory + slash)
     return found

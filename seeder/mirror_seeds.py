@@ -15,10 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from narswarm import base32, metainfo, narinfo, storepath
+from narswarm import base32, metainfo, narinfo, storepath, webseeds
 from narswarm.acl import Acl
 from narswarm.cli import format_size
 from narswarm.errors import InvalidInputError, NarswarmError, NotFoundError
+from narswarm.files import write_atomically
 from narswarm.metainfo import Metainfo
 from narswarm.narinfo import Narinfo, Verdict
 from narswarm.payload import Kind
@@ -201,10 +202,22 @@ class MirrorSeeds:
         if before is not None:
             self._take_out(before)
         self._table.add(file, self._trackers)
+        self._offer_torrent(meta, file.store_path, info)
         # First, so that trackers which only track what is in their index take the announce.
         self._publish(file.nar_hash, ())
         self._seed(file)
         log.info("seeding the server's file of %s: %s", file.store_path, format_size(file.length))
+
+    def _offer_torrent(self, meta: Metainfo, store_path: str, info: Narinfo) -> None:
+        """Write a torrent for clients that aren't ours, with the server as a web seed."""
+        servers = webseeds.of_sources(info.sources, meta.name, meta.length)
+        with suppress(OSError):  # nobody needs it here
+            write_atomically(
+                self._torrent(info.nar_hash), meta.encode(self._trackers, servers, store_path)
+            )
+
+    def _torrent(self, nar_hash: bytes) -> Path:
+        return self._directory / f"{base32.encode(nar_hash)}.torrent"
 
     def _path(self, file: Mirrored) -> Path:
         return self._directory / file.path  # which is the latter where that is absolute
@@ -270,6 +283,7 @@ class MirrorSeeds:
         """In this order, since a row promises a file."""
         self._take_out(file)
         self._table.drop(file.nar_hash)
+        self._torrent(file.nar_hash).unlink(missing_ok=True)
         if not file.in_place:
             self._path(file).unlink(missing_ok=True)
 

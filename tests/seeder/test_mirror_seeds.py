@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from narswarm import base32, gcrypt, metainfo
+from narswarm import base32, gcrypt, metainfo, narinfo
 from narswarm.acl import Acl
 from narswarm.errors import InvalidInputError, NarswarmError, NotFoundError
 from narswarm.gcrypt import KeyPair
 from narswarm.metainfo import Metainfo
+from narswarm.narinfo import Source
 from narswarm.payload import Kind
 from narswarm.swarm import Swarm, TorrentStatus
 from narswarm.swarm_settings import SwarmSettings
@@ -132,6 +133,27 @@ def test_a_file_is_seeded(bench: Bench, world: World) -> None:
     assert bench.seeds.local(nar_hash) is None
 
 
+def test_a_torrent_for_other_clients(bench: Bench, world: World) -> None:
+    """It names the trackers, and the server as web seed, if the server has this very file."""
+    made = world.make()
+    length = len(gzip.compress(made.nar))
+    name = made.path.rpartition("/")[2]
+    sources = [Source(f"nar/{kind}/{name}", kind, length) for kind in ("gzip", "zstd")]
+    sources[1] = dataclasses.replace(sources[1], file_size=9)
+    raw = narinfo.with_sources(made.narinfo, sources)
+    meta = bench.adopt(made._replace(narinfo=raw))
+    file = bench.directory / f"{base32.encode(made.item.nar_hash)}.torrent"
+    torrent = file.read_bytes()
+    assert metainfo.decode(torrent, "x") == meta
+    assert metainfo.decode_outside(torrent, "x") == (
+        TRACKERS,
+        ("https://server.example.org/nar/gzip/",),
+        made.path,
+    )
+    bench.seeds.withdraw(made.item.nar_hash, meta.infohash_v2.hex())
+    assert not file.exists()
+
+
 def test_a_file_from_a_swarm(bench: Bench, world: World) -> None:
     """It is renamed into our directory, if it has the item's name and there is room."""
     made = world.make()
@@ -199,7 +221,11 @@ def test_a_restart(bench: Bench, world: World) -> None:
     again = Bench(world)
     again.seeds.restore()
     assert sorted(again.swarm.seeded.values()) == sorted([paths[0], place])
-    assert sorted(path.name for path in again.directory.iterdir() if path.suffix != ".sqlite") == [
+    assert sorted(
+        path.name
+        for path in again.directory.iterdir()
+        if path.suffix not in (".sqlite", ".torrent")
+    ) == [
         *sorted([paths[0].name, "half.part"]),
         *(name for name in ("mirror.sqlite-shm", "mirror.sqlite-wal")),
     ]
