@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -107,7 +108,12 @@ class Finding:
             return not is_wanted() or patience.is_over(progress, elapsed, alone=alone)
 
         if context.seeder is not None:
-            yield self._from_seeder(context.seeder, narinfo, stall)
+            for _ in range(MAX_TORRENTS):
+                changed = threading.Event()
+                yield self._from_seeder(context.seeder, narinfo, stall, changed)
+                if not changed.is_set():
+                    break
+                begun = time.monotonic()
         if not context.may_have_torrents(narinfo):
             return
         torrents = context.torrents
@@ -124,7 +130,11 @@ class Finding:
 
     @contextlib.contextmanager
     def _from_seeder(
-        self, client: SeederClient, narinfo: Narinfo, stall: Callable[[Progress], bool]
+        self,
+        client: SeederClient,
+        narinfo: Narinfo,
+        stall: Callable[[Progress], bool],
+        changed: threading.Event,
     ) -> Iterator[Attempt]:
         wanted = Wanted(narinfo.nar_hash, narinfo.nar_size, narinfo.store_path)
         begun = time.monotonic()
@@ -141,7 +151,7 @@ class Finding:
                 source.length,
                 source.infohash,
                 source.infohash,
-                _once(fetching.chunks(stall=stall)),
+                _noting(changed, fetching.chunks(stall=stall)),
             )
 
     @contextlib.contextmanager
@@ -194,9 +204,10 @@ def known_length(context: Context, narinfo: Narinfo) -> int | None:
     return next((each.length for each in known if each.kind is Kind.ZSTD), None)
 
 
-def _once(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """A seeder that begins anew with another torrent has failed with this one."""
+def _noting(changed: threading.Event, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Note that the seeder begins anew with another torrent: it is worth asking again."""
     try:
         yield from chunks
-    except SourceChangedError as error:
-        raise NetworkError(error.subject, error.reason) from error
+    except SourceChangedError:
+        changed.set()
+        raise

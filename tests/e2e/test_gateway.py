@@ -63,6 +63,18 @@ def test_an_unmodified_daemon(site: Site, fetcher: Callable[..., Fetcher]) -> No
     assert site.uploaded() - uploaded == first
 
 
+@pytest.mark.usefixtures("gateway")
+def test_without_a_swarm(site: Site, fetcher: Callable[..., Fetcher]) -> None:
+    """No tracker and no seeder: the servers' own NARs are passed on."""
+    site.stop("tracker", "seeder")
+    site.ensure_proxy({})
+    before = guix.nar_bytes(site.node)
+    b = fetcher(Mode.ROOT, program="guix", servers=[URL])
+    b.build("single", "medium")
+    b.assert_equal("single", "medium")
+    assert guix.nar_bytes(site.node) > before
+
+
 def test_parts_and_heads(site: Site, gateway: Node) -> None:
     """HEAD and ranges, for curl, of the payload and of the NAR."""
     site.wait_published("e2e-big")
