@@ -30,6 +30,11 @@ _GAUGES = (
     ("paused", "paused", "1 while seeding is paused."),
     ("started", "start_time_seconds", "When the seeder was started, since the epoch."),
 )
+_MIRROR_GAUGES = (
+    ("files", "mirrored_files", "Files of substitute servers that are seeded."),
+    ("bytes", "mirrored_bytes", "Bytes of those that were copied."),
+    ("missing", "mirror_missing_items", "Items that are followed and aren't here."),
+)
 _COUNTERS = (
     ("uploaded", "uploaded_bytes", "Bytes of payload that were sent to peers."),
     ("downloaded", "downloaded_bytes", "Bytes of payload that came from peers."),
@@ -74,6 +79,9 @@ class _Collector(Collector):
         status = self._status()
         for key, name, text in _GAUGES:
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=float(status[key]))
+        for key, name, text in _MIRROR_GAUGES:
+            value = float(status["mirror"][key])
+            yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=value)
         for key, name, text in _COUNTERS:
             yield CounterMetricFamily(f"{_PREFIX}_{name}", text, value=float(status[key]))
         misses = GaugeMetricFamily(

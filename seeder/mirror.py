@@ -192,6 +192,7 @@ class Mirror:
             except NarswarmError as error:
                 problems.append(error)
         self.seeds.wanted = None if problems else frozenset(wanted)
+        self.seeds.tidy()
         return problems
 
     def _follow(self, rule: Rule, wanted: set[bytes]) -> None:
@@ -236,7 +237,8 @@ class Mirror:
             return False
         if not self._table.is_open(server):
             raise NetworkError(server, "is left alone for a while")
-        if not self.seeds.make_room(source.file_size or max_length(info.nar_size)):
+        size = source.file_size or max_length(info.nar_size)
+        if not self.seeds.make_room(size, info.nar_hash):
             self._no_room(info)
             return False
         try:

@@ -25,6 +25,7 @@ from narswarm.narinfo import Narinfo, Verdict
 from narswarm.payload import Kind
 from seeder import eviction
 from seeder.fetching import Local
+from seeder.mirror_files import discard
 from seeder.mirror_table import Mirrored, MirrorTable
 from seeder.offering import Seeds
 from seeder.publish_cache import stamp
@@ -229,22 +230,47 @@ class MirrorSeeds:
 
     # What goes
 
-    def make_room(self, needed: int) -> bool:
-        """Remove what isn't followed any more until there is room; whether there is."""
-        free = self._quota - self._table.used()
+    def make_room(self, needed: int, nar_hash: bytes = b"") -> bool:
+        """Remove what isn't followed any more until there is room; whether there is.
+
+        Args:
+            needed: bytes.
+            nar_hash: of the NAR that they are for, of which a part may be here.
+        """
+        partial = self._partial(nar_hash)
+        free = self._quota - self._table.used() - partial
         if free < needed <= self._quota and self.wanted is not None:
             wanted = self.wanted
             sending = {status.infohash for status in self._swarm.status() if status.upload_rate}
             with self._lock:
                 busy = {f.nar_hash for f in self._seeded.values() if f.infohash in sending}
             rest = [each for each in self._table.payloads() if each.nar_hash not in wanted]
-            for nar_hash in eviction.choose(rest, needed - free, self._clock(), busy) or ():
-                file = self._table.find(nar_hash)
+            for gone in eviction.choose(rest, needed - free, self._clock(), busy) or ():
+                file = self._table.find(gone)
                 if file is not None:
                     log.info("making room: the server's file of %s", file.store_path)
                     self._drop(file)
-            free = self._quota - self._table.used()
+            free = self._quota - self._table.used() - partial
         return free >= needed
+
+    def _partial(self, nar_hash: bytes) -> int:
+        """Bytes of files of other NARs that broke off."""
+        own = base32.encode(nar_hash)
+        size = 0
+        for part in self._directory.glob("*.part"):
+            if part.stem != own:
+                with suppress(FileNotFoundError):
+                    size += part.stat().st_size
+        return size
+
+    def tidy(self) -> None:
+        """Remove what broke off and isn't followed any more."""
+        if self.wanted is None:
+            return
+        wanted = {base32.encode(nar_hash) for nar_hash in self.wanted}
+        for part in self._directory.glob("*.part"):
+            if part.stem not in wanted:
+                discard(part)
 
     def check(self) -> None:
         """Take files out that are gone, or turned out to be damaged."""

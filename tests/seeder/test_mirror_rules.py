@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from narswarm import narinfo
 from narswarm.errors import InvalidInputError, NotFoundError, SettingsError
@@ -69,6 +71,25 @@ def test_what_is_no_rule(text: str, subject: str, reason: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse(text)
     assert (caught.value.subject, caught.value.reason) == (subject, reason)
+
+
+WORDS = st.lists(
+    st.sampled_from(
+        [URL, "http://h", "closure", "manifest", path(1), path(1)[11:], "/a b", "'", "?"]
+    )
+    | st.text(max_size=5)
+)
+
+
+@given(WORDS)
+def test_any_rule(words: list[str]) -> None:
+    """Whatever is written is a rule that reads back, or a mistake in the settings."""
+    try:
+        rule = parse(" ".join(words))
+    except SettingsError:
+        return
+    assert parse(str(rule)) == rule
+    assert rule.names
 
 
 def test_manifests(tmp_path: Path) -> None:

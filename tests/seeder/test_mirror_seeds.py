@@ -318,6 +318,29 @@ def test_room(world: World) -> None:
     bench.table.close()
 
 
+def test_what_broke_off_takes_room(world: World) -> None:
+    """Of other files; and it goes when it is followed no more."""
+    bench = Bench(world, quota=1000)
+    followed, other = world.make(content=b"1"), world.make(content=b"2")
+    parts = []
+    for made in (followed, other):
+        part = bench.directory / f"{base32.encode(made.item.nar_hash)}.part"
+        part.write_bytes(bytes(300))
+        part.with_suffix(".note").write_text("x")
+        parts.append(part)
+    assert bench.seeds.make_room(700, followed.item.nar_hash)
+    assert not bench.seeds.make_room(701, followed.item.nar_hash)
+    assert not bench.seeds.make_room(401)
+    bench.seeds.tidy()
+    assert [part.exists() for part in parts] == [True, True]
+    bench.seeds.wanted = frozenset([followed.item.nar_hash])
+    bench.seeds.tidy()
+    assert [part.exists() for part in parts] == [True, False]
+    assert not parts[1].with_suffix(".note").exists()
+    assert bench.seeds.make_room(1000, followed.item.nar_hash)
+    bench.table.close()
+
+
 def test_what_was_sent(bench: Bench, world: World) -> None:
     """It is counted once, and says how many others have the file."""
     infohash = bench.adopt(world.make()).infohash_v2.hex()
