@@ -19,6 +19,7 @@ from narswarm.httpclient import HttpClient
 from narswarm.narinfo import Narinfo
 from narswarm.narinfos import NarinfoCache, NarinfoLookup
 from substituter import options, report
+from substituter.preference import by_preference
 from substituter.race import Way
 from substituter.settings import SubstituterSettings
 
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 _DISCOVERED = Path("/var/guix/discover/publish")
 _MAX_DISCOVERED_FILE = 64 << 10
 _READ_TIMEOUT = 10.0
+_DRIP_TIMEOUT = 20.0
+"""Seconds that a NAR may take beyond what it takes at the client's least rate."""
+
+_SILENCE = 2.0
+"""Seconds after which trackers are asked for what servers haven't answered."""
+
 _TRACKER_TIMEOUT = 10.0
 _WORKERS = 16
 _ANNOUNCE = re.compile(
@@ -62,7 +69,7 @@ class Context:
         self.environ = environ
         self.warn = warn
         self.options = options.parse(environ.get("_NIX_OPTIONS", ""), _discovered())
-        self.client = HttpClient(_READ_TIMEOUT)
+        self.client = HttpClient(_READ_TIMEOUT, _DRIP_TIMEOUT)
         self.plans = settings.state / "plans"
         self._cache = NarinfoCache(settings.state / "narinfo")
         self.trackers = [tracker_base(announce) for announce in settings.trackers]
@@ -163,17 +170,50 @@ class Context:
         Args:
             paths: store paths.
             timeout: seconds for all of it; servers that hang leave a half to the trackers.
+
+        A server that has a narinfo without a place of the NAR doesn't hide those that know one.
         """
         wanted = list(paths)
         deadline = time.monotonic() + timeout
         for_servers = timeout / 2 if self.trackers else timeout
         if self.settings.quorum > 1:
             return self._agreed(wanted, for_servers, deadline)
-        found = self._servers.find(wanted, for_servers, self.warn_once)
-        missing = [path for path in wanted if path not in found]
-        if missing and self.trackers:
+        if not self.trackers:
+            return self._of_servers(wanted, for_servers)
+        said: list[dict[str, Narinfo]] = []
+        errors: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                said.append(self._of_servers(wanted, for_servers))
+            except Exception as error:  # noqa: BLE001 -- raised again below
+                errors.append(error)
+
+        servers = threading.Thread(target=ask, name="servers", daemon=True)
+        servers.start()
+        servers.join(min(_SILENCE, for_servers))
+        missing = wanted if not said else [path for path in wanted if path not in said[0]]
+        found: dict[str, Narinfo] = {}
+        if missing and not errors:
             left = max(0.0, deadline - time.monotonic())
-            found |= self._mirrors.find(missing, left, self.warn_once)
+            found = self._mirrors.find(missing, left, self.warn_once)
+        if len(found) < len(set(missing)):
+            servers.join(max(0.0, deadline - time.monotonic()))
+        if errors:
+            raise errors[0]
+        found |= said[0] if said else {}
+        return {path: found[path] for path in wanted if path in found}
+
+    def _of_servers(self, wanted: list[str], timeout: float) -> dict[str, Narinfo]:
+        deadline = time.monotonic() + timeout
+        found = self._servers.find(wanted, timeout, self.warn_once)
+        if len(self._servers.servers) > 1:
+            for path, narinfo in found.items():
+                left = deadline - time.monotonic()
+                if left > 0 and not by_preference(narinfo.sources):
+                    others = self.equivalents(narinfo, left)
+                    better = (other for other in others if by_preference(other.sources))
+                    found[path] = next(better, narinfo)
         return found
 
     def _agreed(self, wanted: list[str], for_servers: float, deadline: float) -> dict[str, Narinfo]:
@@ -203,6 +243,8 @@ class Context:
 
         def ask(server: str) -> Narinfo | None:
             try:
+                if self._servers.is_down(server):
+                    return None
                 return self._servers.ask(server, narinfo.store_path, timeout)
             except NarswarmError:
                 return None

@@ -82,6 +82,7 @@ class Report:
         self._label: Callable[[], str] = str
         self._clock = clock
         self._started = (clock(), 0)
+        self._noted: set[str] = set()
         self._thread = threading.Thread(target=self._beat, name="report", daemon=True)
 
     def __enter__(self) -> Self:
@@ -141,8 +142,11 @@ class Report:
                 self._write(f"\r\x1b[K{self._line(done)}\n\n")
 
     def note(self, message: str) -> None:
-        """Show one line beside the progress."""
+        """Show one line beside the progress, unless it was shown already."""
         with self._lock:
+            if message in self._noted:
+                return
+            self._noted.add(message)
             self._write(
                 f"{'' if self._trace else chr(13) + chr(27) + '[K'}substituter: {plain(message)}\n"
             )

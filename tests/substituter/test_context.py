@@ -301,3 +301,46 @@ def test_a_quorum_of_keys_has_to_agree(
     second.close()
     again_world = enter(site.url, second.url, changed=dataclasses.replace(settings, quorum=2))
     assert find(again_world, shared) == [shared.path]
+
+
+def test_a_narinfo_without_a_place_does_not_hide_others(
+    enter: Enter, make_item: Make, site: Site, second: Site
+) -> None:
+    """The first server's true narinfo, from which the URLs were taken, gives way to the next's."""
+    item = make_item("a")
+    site.offer(item)
+    second.offer(item, "none")
+    world = enter(site.url, second.url)
+    found = world.context.narinfos([item.path], 5.0)[item.path]
+    assert [source.url for source in found.sources] == [f"{second.url}/nar/none/{item.path[11:]}"]
+
+
+def test_mirrors_are_asked_while_servers_are_silent(
+    settings: SubstituterSettings,
+    enter: Enter,
+    make_item: Make,
+    site: Site,
+    second: Site,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a tracker mirrors is taken although a server hasn't answered by then."""
+    monkeypatch.setattr(module, "_SILENCE", 0.1)
+    item = make_item("a")
+    mirror(second, item)
+    over = threading.Event()
+
+    def hang(_: BaseHTTPRequestHandler) -> None:
+        over.wait(30)
+
+    site.bodies[f"/{item.hash_part}.narinfo"] = hang
+    changed = dataclasses.replace(settings, trackers=(f"{second.url}/announce",))
+    world = enter(site.url, changed=changed)
+    answers: list[list[str]] = []
+    asking = threading.Thread(target=lambda: answers.append(find(world, item, timeout=60.0)))
+    asking.start()
+    # The client would give the server up after 10 seconds, and ask the tracker then.
+    asking.join(8.0)
+    found = list(answers)
+    over.set()
+    asking.join()
+    assert found == [[item.path]]

@@ -100,6 +100,15 @@ def test_nothing_is_written_after_the_end() -> None:
     assert not any(thread.name == "report" for thread in threading.enumerate())
 
 
+def test_a_note_is_shown_once() -> None:
+    """An item whose sources fail alike says so once."""
+    screen = Screen()
+    with Report(DEST, "lab-app", trace=True, columns=79, write=screen) as shown:
+        shown.note("x: is gone")
+        shown.note("x: is gone")
+    assert screen.text.count("substituter: x: is gone\n") == 1
+
+
 def test_a_note_is_one_line() -> None:
     """What went wrong is told beside the bar."""
     screen = Screen()
