@@ -16,7 +16,7 @@ import pytest
 import zstandard
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from narswarm import base32, bencoding, gcrypt, metainfo, sexp
+from narswarm import base32, bencoding, gcrypt, metainfo, narinfo, sexp
 from narswarm.acl import render
 from narswarm.control import NAME
 from narswarm.errors import (
@@ -363,6 +363,47 @@ def test_another_zstd_still_seeds(
     assert second.status()["codec"] == reason
     assert f"{reason}; what is here already is seeded all the same" in caplog.messages
     assert fetch(second, publication(server, made), world.root) == made.nar
+
+
+def test_a_mirror(
+    world: World, server: Server, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server's file is fetched as told, published, seeded, and so is it after a restart."""
+    monkeypatch.setattr(daemon, "MIRROR_INTERVAL", 0.05)
+    made = world.make("hello", b"hello" * 50_000)
+    data = zstandard.compress(made.nar)
+    name = made.path.rpartition("/")[2]
+    source = narinfo.Source(f"nar/zstd/{name}", "zstd", len(data))
+    server.files[f"/nar/zstd/{name}"] = data
+    server.files[f"/{name[:32]}.narinfo"] = narinfo.with_sources(made.narinfo, [source])
+    nothing = world.root / "nothing"
+    nothing.mkdir()
+    seeder = start(nars=nothing, trackers=(f"{server.url}/announce",))
+    state = seeder.settings.state
+    rule = f"{server.url} {made.path}"
+    with pytest.raises(NarswarmError) as wrong:
+        control.ask(state, "mirror", rule="nonsense")
+    assert str(wrong.value) == "nonsense: is not URL (PATH... | closure PATH... | manifest FILE)"
+    assert control.ask(state, "mirror", rule=rule)["rule"] == rule
+    server.wait(lambda: server.published)
+    torrent = publication(server, made)
+    assert metainfo.decode(torrent, "x").name == name
+    until(lambda: seeder.status()["mirror"]["files"] == 1)
+    assert fetch(seeder, torrent, world.root) == made.nar
+    seeder.stop()
+    server.files.clear()
+    second = start(nars=nothing, trackers=(f"{server.url}/announce",))
+    assert second.status()["mirror"]["rules"] == [rule]
+    (world.root / name).unlink()
+    assert fetch(second, torrent, world.root) == made.nar
+
+
+def test_a_mirror_sends_nothing_if_it_may_not(start: Start, world: World) -> None:
+    """With leech_only nothing is seeded, so nothing is mirrored."""
+    seeder = start(leech_only=True)
+    with pytest.raises(NarswarmError) as caught:
+        control.ask(seeder.settings.state, "mirror", rule=f"http://s {world.make().path}")
+    assert str(caught.value) == "mirror: is nothing for a seeder with leech_only"
 
 
 def test_the_dht_s_nodes_are_kept(world: World, start: Start) -> None:
