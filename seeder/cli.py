@@ -268,7 +268,7 @@ def describe(answer: dict[str, Any]) -> str:
         ("items", f"{answer['items']} offered{', but paused' if answer['paused'] else ''}"),
         *(("", f"{count} {reason}") for reason, count in sorted(answer["not_offered"].items())),
         *([("not scanned", answer["scan_message"])] if answer["scan_message"] else []),
-        ("payloads", room),
+        ("payloads", f"{answer['payloads']} made, {room}"),
         ("peers", f"{answer['peers']}"),
         ("uploaded", format_size(answer["uploaded"])),
         ("downloaded", format_size(answer["downloaded"])),
@@ -281,6 +281,7 @@ def describe(answer: dict[str, Any]) -> str:
     rows += _mirror_rows(answer["mirror"], answer["mirror_message"])
     for tracker in answer["trackers"]:
         rows.append(("tracker", tracker["url"]))
+        rows.append(("", _said("held", tracker["held"], tracker["holdings_message"])))
         rows.append(("", _said("published", tracker["published"], tracker["publish_message"])))
         if tracker["pending"]:
             rows.append(("", f"{tracker['pending']} to be published"))

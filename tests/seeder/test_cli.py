@@ -31,6 +31,7 @@ ANSWER: dict[str, Any] = {
     "planned": 2,
     "not_offered": {"not vouched for": 2},
     "scan_message": "",
+    "payloads": 1,
     "payload_bytes": 2048,
     "max_disk": 1 << 30,
     "full": "",
@@ -61,6 +62,8 @@ ANSWER: dict[str, Any] = {
             "published": 2,
             "pending": 1,
             "publish_message": "refused\x1b",
+            "held": 3,
+            "holdings_message": "",
         }
     ],
 }
@@ -71,7 +74,7 @@ def test_a_status_for_people() -> None:
     assert cli.describe(ANSWER).splitlines() == [
         "items       3 offered",
         "            2 not vouched for",
-        "payloads    2.0 KiB of 1.0 GiB",
+        "payloads    1 made, 2.0 KiB of 1.0 GiB",
         "peers       1",
         "uploaded    1.5 KiB",
         "downloaded  0 B",
@@ -80,6 +83,7 @@ def test_a_status_for_people() -> None:
         "port        6881",
         "publisher   abc=",
         "tracker     http://t/announce",
+        "            3 held",
         "            2 published, last error: refused\\x1b",
         "            1 to be published",
         "            4 announces, of two infohashes an item",
