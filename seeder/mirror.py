@@ -46,6 +46,9 @@ INTERVAL: Final = 3600.0
 RETRY: Final = 300.0
 """The same when something failed."""
 
+MAX_MISSES: Final = 5
+"""Files in a row that a server may fail to give until it isn't asked for more this time."""
+
 TIMEOUT: Final = 30.0
 _PREFERENCE: Final = ("zstd", "lzip", "gzip", "none")
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
@@ -96,6 +99,7 @@ class Mirror:
         self._next = -float("inf")
         self._refused: dict[str, str] = {}
         self._missing = 0
+        self._misses = 0
         self.paused = False
 
     def close(self) -> None:
@@ -261,12 +265,17 @@ class Mirror:
         except NarswarmError as error:
             log.warning("%s", error)
             self._table.failed(source.url, error.reason)
+            self._misses += 1
+            if self._misses >= MAX_MISSES:
+                self._misses = 0
+                raise NetworkError(server, "gives no file that is of use") from error
             return False
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             self._no_room(info)
             return False
+        self._misses = 0
         self._table.succeeded(source.url)
         self._table.succeeded(server)
         return True

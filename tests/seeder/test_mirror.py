@@ -18,7 +18,7 @@ from narswarm.httpclient import HttpClient
 from narswarm.narinfo import Narinfo, Source
 from narswarm.narinfos import NarinfoLookup
 from narswarm.payload import max_length
-from seeder.mirror import INTERVAL, RETRY, Mirror, choose
+from seeder.mirror import INTERVAL, MAX_MISSES, RETRY, Mirror, choose
 from seeder.mirror_files import Downloader
 from seeder.mirror_rules import Rule, parse
 from seeder.mirror_table import FIRST_RETRY
@@ -235,6 +235,24 @@ def test_a_wrong_file(bench: Bench, world: World) -> None:
     bench.run(1)
     assert len(bench.seeds.seeds) == 1
     assert bench.mirror.status()["failures"] == []
+
+
+def test_a_server_without_any_good_file(bench: Bench, world: World) -> None:
+    """It isn't asked for all that it has before it is left alone; what it has is tried later."""
+    items = [world.make(content=b"%d" % number) for number in range(MAX_MISSES + 2)]
+    for made in items:
+        bench.server.offer(made, b"damaged")
+    bench.follow(*(made.path for made in items))
+    assert bench.run() == f"{bench.server.url}: gives no file that is of use"
+    assert len([path for path in bench.asked() if "/nar/" in path]) == MAX_MISSES
+    bench.server.offer(items[-1])
+    # Those that failed are tried again first, but less and less often.
+    tries = 0
+    while not bench.seeds.seeds.has(items[-1].item.nar_hash):
+        bench.run(RETRY)
+        tries += 1
+        assert tries < 10
+    assert len([path for path in bench.asked() if "/nar/" in path]) <= tries * (MAX_MISSES + 1)
 
 
 def test_narinfos_that_nobody_vouches_for(bench: Bench, world: World) -> None:
