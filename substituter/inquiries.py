@@ -54,7 +54,7 @@ def show_weather(
     """Show who can serve store items: how many seeds, and which servers.
 
     `N would` is the number of seeders that have the item and begin to seed it as soon as somebody
-    wants it. Exit code 5: somebody has some of the items, but not all; or nobody has any.
+    wants it. Exit code 5: some items are missing. Exit code 8: nobody answers.
     """
     settings = narswarm_settings.load(SubstituterSettings, "substituter", file=config)
     wanted = _wanted(paths, manifest)

@@ -20,7 +20,7 @@ import click
 
 from narswarm import cli
 from narswarm import settings as narswarm_settings
-from narswarm.errors import BusyError, NetworkError, SettingsError
+from narswarm.errors import BusyError, NetworkError, NotFoundError, SettingsError
 from narswarm.httpwire import split
 from narswarm.sdnotify import Notifier
 from substituter import daemonprocess
@@ -56,7 +56,9 @@ _HOUR: Final = 3600.0
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where narinfos, torrents and payloads are kept.",
+    default=Path("/var/cache/narswarm-gateway"),
+    show_default=True,
+    help="Where narinfos, torrents and payloads are kept; not guix-daemon's own place.",
 )
 @click.option(
     "--disk",
@@ -68,7 +70,7 @@ _HOUR: Final = 3600.0
 )
 @cli.config_option
 def gateway_command(
-    listen: str, substitute_urls: str | None, state: Path | None, disk: int, config: Path | None
+    listen: str, substitute_urls: str | None, state: Path, disk: int, config: Path | None
 ) -> None:
     """Be a substitute server whose NARs come from the swarm.
 
@@ -81,6 +83,10 @@ def gateway_command(
     settings = narswarm_settings.load(
         SubstituterSettings, "substituter", file=config, flags={"state": state}
     )
+    try:
+        (state / "gateway").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotFoundError(state, error.strerror or str(error)) from error
     urls = tuple((substitute_urls or "").split()) or daemonprocess.substitute_urls()
     # A daemon of this machine may well use the gateway, which must not ask itself.
     servers = [url for url in urls if not _is_own(url, address)] or daemonprocess.DEFAULT_URLS

@@ -31,10 +31,9 @@ def gateway(site: Site) -> Iterator[Node]:
         "lsd": False,
         "upnp": False,
         "private_network": True,
-        "state": "/srv/gateway",
     }
     node.write(CONFIG, toml("substituter", values))
-    node.run("mkdir", "-p", "/etc/guix", "/srv/gateway")
+    node.run("mkdir", "-p", "/etc/guix")
     node.write("/etc/guix/acl", site.node.read("/etc/guix/acl"))
     command = ("substituter", "gateway", "--listen", f"0.0.0.0:{PORT}", "--substitute-urls", SERVER)
     service = node.spawn("gateway", *command)

@@ -56,6 +56,15 @@ def test_warnings_are_forgotten_in_the_end(settings: SubstituterSettings) -> Non
     assert shown == ["a\\n", *map(str, range(MAX_WARNINGS)), "a\\n"]
 
 
+def test_no_place_for_its_state(settings: SubstituterSettings, tmp_path: Path) -> None:
+    """It says so at once, and not when the first item is wanted."""
+    config = daemon.config(settings, tmp_path / "config")
+    gateway = Gateway(config, "--state", str(config / "x"))
+    assert gateway.process.wait(30) == 5
+    assert gateway.first == f"substituter: {config / 'x'}: Not a directory\n"
+    gateway.end()
+
+
 def test_it_does_not_ask_itself(
     settings: SubstituterSettings, site: Site, make_item: Make, tmp_path: Path
 ) -> None:
@@ -84,9 +93,10 @@ class Gateway:
     """The command in a process of its own."""
 
     def __init__(self, config: Path, *arguments: str, listen: str = "127.0.0.1:0") -> None:
-        command = ["gateway", "--config", str(config), "--listen", listen, *arguments]
+        state = str(config.parent / "gateway-state")
+        command = ["gateway", "--config", str(config), "--listen", listen, "--state", state]
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-c", PROGRAM, *command],
+            [sys.executable, "-I", "-c", PROGRAM, *command, *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env={"PATH": os.environ["PATH"]},
@@ -126,4 +136,4 @@ def test_the_swarm_and_servers(
     finally:
         code = gateway.end()
     assert code == 0
-    assert list((settings.state / "gateway").iterdir()) == []
+    assert list((tmp_path / "gateway-state" / "gateway").iterdir()) == []
