@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from narswarm.errors import NarswarmError, NetworkError
 from substituter.race import Meter, Policy, Standing, State, Way, decide
@@ -65,6 +65,14 @@ class NarSource(Protocol):
 
     def nar(self, runner: Runner) -> contextlib.AbstractContextManager[Iterator[bytes]]:
         """The NAR in chunks; raises a NarswarmError when it can't go on."""
+
+
+@runtime_checkable
+class Ahead(Protocol):
+    """A source that knows better than its lane how far it is."""
+
+    def standing(self, one: Standing, now: float) -> Standing:
+        """How far it is, from what the lane knows."""
 
 
 class Shown(Protocol):
@@ -332,7 +340,7 @@ class Lane:
     def standing(self) -> Standing:
         """How far it is."""
         now = self._contest.clock()
-        return Standing(
+        found = Standing(
             State.OVER if self.over else State.RUNNING,
             self._since,
             self._found is not None,
@@ -341,6 +349,7 @@ class Lane:
             self._meter.rate(now),
             self._full,
         )
+        return self.current.standing(found, now) if isinstance(self.current, Ahead) else found
 
     def is_quiet(self) -> bool:
         """Whether nothing came lately."""

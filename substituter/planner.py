@@ -48,6 +48,15 @@ class Planner:
         self._closed = False
         self._thread: threading.Thread | None = None
 
+    @property
+    def is_more(self) -> bool:
+        """Whether anything of the plan hasn't been asked for."""
+        enabled = self._context.settings.prefetch_disk > 0
+        return enabled and any(
+            path not in self._asked and not os.path.lexists(path)
+            for path in plan.read(self._context.plans)
+        )
+
     def look(self, path: str) -> None:
         """Look whether there is more to do, now that an item is asked for."""
         self._asked.add(path)

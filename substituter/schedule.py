@@ -20,8 +20,8 @@ from substituter.race import Policy, Way
 TINY: Final = 128 << 10
 """Bytes of a NAR up to which it comes from a server, if it may."""
 
-LARGE: Final = 4 << 20
-"""Bytes of a NAR from which on it counts as many."""
+LARGE: Final = 1 << 20
+"""Bytes of a NAR from which on it needs a share of the line rather than round trips."""
 
 HTTP_AT_ONCE: Final = 6
 """Connections to servers at a time."""
@@ -29,8 +29,14 @@ HTTP_AT_ONCE: Final = 6
 SWARM_AT_ONCE: Final = 12
 """Items that are fetched from swarms at a time."""
 
-LARGE_AT_ONCE: Final = 4
-"""Of these, large ones."""
+LARGE_AT_ONCE: Final = 2
+"""Large ones at a time by either way. A crowd on one slow line starves if each asks for many."""
+
+FAST_AT_ONCE: Final = 4
+"""The same where bytes come fast."""
+
+FAST: Final = 8 << 20
+"""Bytes of NARs a second that are fast."""
 
 
 class Entry(NamedTuple):
@@ -88,6 +94,7 @@ def choose(
     running: AbstractSet[Entry],
     room: int,
     policy: Policy,
+    rate: float | None = None,
 ) -> Entry | None:
     """The next item for a way that is free, None if there is none for now.
 
@@ -97,7 +104,9 @@ def choose(
         running: what this way fetches now.
         room: bytes of disk.
         policy: what the user wants.
+        rate: bytes of NARs a second that this way brings lately, None if that isn't known.
     """
+    most_large = FAST_AT_ONCE if (rate or 0.0) >= FAST else LARGE_AT_ONCE
     most = HTTP_AT_ONCE if way is Way.HTTP else SWARM_AT_ONCE
     if len(running) >= most:
         return None
@@ -107,7 +116,7 @@ def choose(
             continue
         if way is not preferred(policy, entry.size) and way.other in entry.ways:
             continue
-        if entry.size >= LARGE and large >= LARGE_AT_ONCE:
+        if entry.size >= LARGE and large >= most_large:
             continue
         return entry
     return None

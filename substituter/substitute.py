@@ -28,7 +28,7 @@ from substituter.context import Context
 from substituter.finding import MAX_QUICK, NARINFO_TIMEOUT, Finder
 from substituter.nargate import Gate, WrongNarError
 from substituter.planner import Planner
-from substituter.prefetch import Ahead, AheadSource, Prefetcher
+from substituter.prefetch import Ahead
 from substituter.race import Policy, Way
 from substituter.report import Report
 from substituter.session import Session
@@ -93,9 +93,7 @@ class Substitute:
         options = self._context.options
         name = path.rpartition("/")[2]
         with Report(destination, name, trace=options.trace, columns=options.columns) as report:
-            item = Item(
-                self._context, self._finder, path, destination, report, self._planner.prefetcher
-            )
+            item = Item(self._context, self._finder, path, destination, report, self._planner)
             try:
                 item.substitute()
             except _NoSourceError as error:
@@ -137,7 +135,7 @@ class Item:
         path: the store path.
         destination: where it goes.
         report: what the user sees.
-        prefetcher: may have it already.
+        planner: may have had it fetched already.
 
     Attributes:
         digest: the NarHash and NarSize that an authorised key vouches for, once they are known.
@@ -151,13 +149,13 @@ class Item:
         path: str,
         destination: str,
         report: Report,
-        prefetcher: Prefetcher,
+        planner: Planner,
     ) -> None:
         self.digest = (b"", 0)
         self.mismatch: bytes | None = None
         self._context = context
         self._finder = finder
-        self._prefetcher = prefetcher
+        self._planner = planner
         self._ahead: Ahead | None = None
         self._path = path
         self._destination = destination
@@ -195,7 +193,7 @@ class Item:
         Raises:
             RestoreError: the store can't take it.
         """
-        ahead = self._prefetcher.take(narinfo)
+        ahead = self._planner.prefetcher.take(narinfo, begin=self._planner.is_more)
         if ahead is None or ahead.used is None or not ahead.file.complete:
             self._ahead = ahead  # what is on its way runs in the race
             return False
@@ -209,7 +207,7 @@ class Item:
             self._judge(ahead.used, narinfo, error, seen=True)
             return False
         finally:
-            self._prefetcher.give_back(ahead)
+            self._planner.prefetcher.give_back(ahead)
         return True
 
     def _race(self, narinfo: Narinfo, gate: Gate) -> bool:
@@ -253,7 +251,7 @@ class Item:
             contest.close()
             ahead, self._ahead = self._ahead, None
             if ahead is not None:
-                self._prefetcher.give_back(ahead)
+                self._planner.prefetcher.give_back(ahead)
         self._context.rates.update(contest.rates())
         return True
 
@@ -313,7 +311,9 @@ class Item:
             ways[Way.HTTP] = lambda _: self._finder.servers(narinfo, self._refused)
         ahead = self._ahead
         if ahead is not None and (usual := ways.get(ahead.way)) is not None:
-            ways[ahead.way] = lambda lane: itertools.chain([AheadSource(ahead)], usual(lane))
+            ways[ahead.way] = lambda lane: itertools.chain(
+                [self._planner.prefetcher.source(ahead)], usual(lane)
+            )
         return ways
 
     def _swarms(self, narinfo: Narinfo, lane: Lane) -> Iterator[NarSource]:

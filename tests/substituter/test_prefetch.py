@@ -15,7 +15,7 @@ from narswarm import narinfo
 from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
 from substituter.contest import NarSource, Runner
-from substituter.prefetch import Ahead, AheadSource, Prefetcher
+from substituter.prefetch import Ahead, Prefetcher
 from substituter.race import Policy, Way
 from substituter.schedule import TINY
 from substituter.spool import Spool
@@ -246,7 +246,7 @@ def test_the_race_reads_what_is_on_its_way(lab: Lab, make_item: Make) -> None:
     lab.add(item)
     assert source.begun.wait(PATIENCE)
     ahead, race = taken(lab, item), Race()
-    with AheadSource(ahead).nar(race) as chunks:
+    with lab.prefetcher.source(ahead).nar(race) as chunks:
         assert next(chunks) == item.nar[:10]
         source.allowed.set()
         assert b"".join(chunks) == item.nar[10:]
@@ -254,7 +254,7 @@ def test_the_race_reads_what_is_on_its_way(lab: Lab, make_item: Make) -> None:
     lab.prefetcher.give_back(ahead)
     with (
         pytest.raises(NetworkError, match=f"^{item.path}: is not fetched any more$"),
-        AheadSource(ahead).nar(race),
+        lab.prefetcher.source(ahead).nar(race),
     ):
         pass
 
@@ -267,7 +267,7 @@ def test_who_loses_the_race_is_dropped(lab: Lab, make_item: Make) -> None:
     lab.add(item)
     assert source.begun.wait(PATIENCE)
     ahead, race = taken(lab, item), Race()
-    with AheadSource(ahead).nar(race) as chunks:
+    with lab.prefetcher.source(ahead).nar(race) as chunks:
         next(chunks)
         race.dropped = True
         with pytest.raises(NetworkError, match=f"^{item.path}: is not wanted any more$"):
@@ -284,7 +284,7 @@ def test_the_infohash_is_that_of_its_torrent(lab: Lab, make_item: Make) -> None:
     lab.add(item)
     assert source.begun.wait(PATIENCE)
     ahead = taken(lab, item)
-    assert AheadSource(ahead).infohash == "ab" * 32
+    assert lab.prefetcher.source(ahead).infohash == "ab" * 32
     lab.prefetcher.give_back(ahead)
 
 

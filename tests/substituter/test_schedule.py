@@ -7,6 +7,8 @@ import pytest
 
 from substituter.race import Policy, Way
 from substituter.schedule import (
+    FAST,
+    FAST_AT_ONCE,
     HTTP_AT_ONCE,
     LARGE,
     LARGE_AT_ONCE,
@@ -89,13 +91,17 @@ def test_each_way_has_its_limit(way: Way, most: int) -> None:
     assert choose([wanted], way, running, ROOM, Policy.RACE) == wanted
 
 
-def test_few_large_ones_at_a_time() -> None:
-    """The next ones wait, smaller ones behind them don't."""
-    running = {entry(LARGE, number=number) for number in range(LARGE_AT_ONCE)}
+@pytest.mark.parametrize(
+    ("rate", "most"),
+    [(None, LARGE_AT_ONCE), (FAST - 1.0, LARGE_AT_ONCE), (float(FAST), FAST_AT_ONCE)],
+)
+def test_few_large_ones_at_a_time(rate: float | None, most: int) -> None:
+    """The next ones wait, smaller ones behind them don't; more run where bytes come fast."""
+    running = {entry(LARGE, number=number) for number in range(most)}
     large, smaller = entry(LARGE, number=98), entry(LARGE - 1, number=99)
-    assert choose([large, smaller], Way.SWARM, running, ROOM, Policy.RACE) == smaller
+    assert choose([large, smaller], Way.SWARM, running, ROOM, Policy.RACE, rate) == smaller
     running.pop()
-    assert choose([large, smaller], Way.SWARM, running, ROOM, Policy.RACE) == large
+    assert choose([large, smaller], Way.SWARM, running, ROOM, Policy.RACE, rate) == large
 
 
 @pytest.mark.parametrize(("room", "fits"), [(999, False), (1000, True), (1001, True)])
