@@ -25,7 +25,7 @@ from narswarm import settings as narswarm_settings
 from narswarm.acl import Acl
 from narswarm.control import near
 from narswarm.errors import CodecError, NarswarmError
-from narswarm.httpclient import HttpClient
+from narswarm.httpclient import HttpClient, Response
 from narswarm.payload import check_codec
 from substituter import access, daemonprocess
 from substituter.access import EXECUTE, READ, WRITE, User
@@ -183,12 +183,15 @@ def _gateway(client: HttpClient, urls: Sequence[str]) -> str | None:
     """The first of the servers that says that it is a gateway."""
     for url in urls:
         with contextlib.suppress(NarswarmError):
-            answer = client.request(
-                "GET", f"{url.rstrip('/')}/nix-cache-info", max_bytes=_MAX_ANSWER, timeout=TIMEOUT
-            )
+            answer = _cache_info(client, url)
             if answer.headers.get("server", "").startswith("narswarm-gateway"):
                 return url
     return None
+
+
+def _cache_info(client: HttpClient, server: str) -> Response:
+    url = f"{server.rstrip('/')}/nix-cache-info"
+    return client.request("GET", url, max_bytes=_MAX_ANSWER, timeout=TIMEOUT)
 
 
 def _extension(environ: Mapping[str, str]) -> Path | None:
@@ -315,12 +318,8 @@ def _acl(file: Path, user: User) -> Finding:
     except NarswarmError as error:
         return Finding("ACL", Verdict.FAILED, str(error), "Guix refuses such a file, too")
     if not keys:
-        return Finding(
-            "ACL",
-            Verdict.FAILED,
-            f"{file} has no key: nothing is believed",
-            "authorise one by `guix archive --authorize`",
-        )
+        message = f"{file} has no key: nothing is believed"
+        return Finding("ACL", Verdict.FAILED, message, "see `guix archive --authorize`")
     return Finding("ACL", Verdict.OK, f"{file} has {keys} keys")
 
 
@@ -372,9 +371,7 @@ def _servers(client: HttpClient, urls: Sequence[str]) -> Iterator[Finding]:
     for url in urls:
         check = f"server {url}"
         try:
-            answer = client.request(
-                "GET", f"{url.rstrip('/')}/nix-cache-info", max_bytes=_MAX_ANSWER, timeout=TIMEOUT
-            )
+            answer = _cache_info(client, url)
         except NarswarmError as error:
             yield Finding(check, Verdict.WARNING, error.reason, "others and the swarm make up")
             continue
