@@ -173,6 +173,16 @@ class Contest:
         for lane in self._all:
             lane.thread.join(max(0.0, end - self.clock()))
 
+    def settle(self, timeout: float) -> None:
+        """Wait until those that have delivered everything have tidied up, for some seconds at most.
+
+        This process may be killed as soon as an item is in place.
+        """
+        end = self.clock() + timeout
+        for lane in self._all:
+            if lane.has_delivered():
+                lane.thread.join(max(0.0, end - self.clock()))
+
     def rates(self) -> dict[Way, float]:
         """The rates of ways that were not slowed down by the reader, as far as they are known."""
         found = {way: lane.standing().rate for way, lane in self._lanes.items()}
@@ -363,6 +373,10 @@ class Lane:
     def is_complete(self) -> bool:
         """Whether all of the NAR has come."""
         return self.over and self._position >= self._contest.nar_size
+
+    def has_delivered(self) -> bool:
+        """Whether all of the NAR has come, though it may not be over."""
+        return self._position >= self._contest.nar_size
 
     def skip(self, consumed: int) -> None:
         """Drop what the reader has had."""
