@@ -43,6 +43,9 @@ _MAX_PATIENT = 16
 _MAX_RACES = 20
 """Races for one item; each that is lost to a wrong NAR has one source fewer in the next."""
 
+_TIDYING = 0.2
+"""Seconds for which a swarm that has delivered an item may delete what it has fetched."""
+
 _FAREWELL = 2.0
 """Seconds that sources have to close before they are tried anew."""
 
@@ -253,6 +256,7 @@ class Item:
             if ahead is not None:
                 self._planner.prefetcher.give_back(ahead)
         self._context.rates.update(contest.rates())
+        contest.settle(_TIDYING)
         return True
 
     def _alone(self, source: NarSource, narinfo: Narinfo, gate: Gate) -> bool:
