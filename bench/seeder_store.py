@@ -73,25 +73,37 @@ def row(label: str, value: str) -> None:
     print(f"{label:<28}{value}", flush=True)
 
 
-def make_store(root: Path, count: int) -> Item:
-    """A store with a database of many items, of which one exists; returns that."""
+def make_store(root: Path, count: int, small: int = 0) -> Item:
+    """A store with a database of many items, one of which exists, of 50 MiB; returns that.
+
+    Args:
+        root: where everything goes.
+        count: of items in the database.
+        small: how many of the others exist as well, of a few kilobytes.
+    """
     key = gcrypt.generate_key()
     (root / "acl").write_bytes(acl.render([sexp.parse(key.public)]))
     store = root / "store"
     store.mkdir()
     rng = random.Random(1)  # noqa: S311  the same bytes each time
-    content = store / f"{'0' * 31}1-wanted"
-    content.write_bytes(rng.randbytes(SIZE // 2) + b"text that compresses " * (SIZE // 42))
-    digest, size = hashlib.sha256(), 0
-    for chunk in nar.dump(content):
-        digest.update(chunk)
-        size += len(chunk)
-    wanted = Item(count, f"/gnu/store/{content.name}", digest.digest(), size)
-    others = (
-        Item(number, f"/gnu/store/{number:032}-item-{number}", rng.randbytes(32), 1_000_000)
-        for number in range(2, count + 1)
-    )
-    items = [wanted._replace(order=1), *others]
+    items, narinfos = [], []
+    for number in range(1, count + 1):
+        name = f"{number:032}-item-{number}"
+        # As long as real ones are; only those of items that exist are ever read.
+        item, info = Item(number, f"/gnu/store/{name}", rng.randbytes(32), 1_000_000), b""
+        if number <= 1 + small:
+            if number == 1:
+                content = rng.randbytes(SIZE // 2) + b"text that compresses " * (SIZE // 42)
+            else:
+                content = rng.randbytes(rng.randrange(500, 3000)).hex().encode()
+            (store / name).write_bytes(content)
+            chunks = list(nar.dump(store / name))
+            digest = hashlib.sha256(b"".join(chunks)).digest()
+            item = item._replace(nar_hash=digest, nar_size=sum(map(len, chunks)))
+            info = narinfo.compose(item.store_path, item.nar_hash, item.nar_size, [])
+            info = narinfo.sign(info, key, "bench")
+        items.append(item)
+        narinfos.append(info or rng.randbytes(700))
     with contextlib.closing(sqlite3.connect(root / "db.sqlite")) as db, db:
         db.execute(
             "CREATE TABLE ValidPaths (id integer primary key autoincrement not null,"
@@ -102,15 +114,9 @@ def make_store(root: Path, count: int) -> Item:
             "INSERT INTO ValidPaths VALUES (?, ?, ?, 1, '', ?)",
             [(i.order, i.store_path, f"sha256:{i.nar_hash.hex()}", i.nar_size) for i in items],
         )
-    signed = narinfo.sign(
-        narinfo.compose(wanted.store_path, wanted.nar_hash, wanted.nar_size, []), key, "bench"
-    )
     with State(root / "state") as state:
         state.items.add((item, NEW) for item in items)
-        # As long as real ones are; only that of the item that exists is ever read.
-        state.items.vouched(
-            (item, signed if item.order == 1 else rng.randbytes(700)) for item in items
-        )
+        state.items.vouched(zip(items, narinfos, strict=True))
         state.set_note("acl", hashlib.sha256((root / "acl").read_bytes()).hexdigest())
     return items[0]
 
