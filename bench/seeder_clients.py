@@ -22,7 +22,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -272,11 +271,10 @@ def main() -> None:
     print(f"{count:,} items; {os.cpu_count()} processors; idle for {seconds:g} s", flush=True)
     print(f"{'':<24}{'first start':>12}{'next start':>12}{'resident':>12}{'idle':>9}{'disk':>11}")
     fs = rootfs(cache_directory())
-    with (
-        tempfile.TemporaryDirectory(prefix="narswarm-bench-", dir=fs.path.parent) as folder,
-        Cluster(fs, fs.path.parent) as cluster,
-    ):
-        root = Path(folder)
+    with Cluster(fs, fs.path.parent) as cluster:
+        # It is deleted with the nodes, also after a run that was killed.
+        root = cluster.directory / "items"
+        root.mkdir()
         chosen = [CONTENDERS[word] for word in words or CONTENDERS]
         real = 0 if words == ["on-demand"] else count - 1
         world = make_world(cluster, root, count, real)
