@@ -15,8 +15,8 @@ from narswarm import narinfo
 from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
 from substituter.contest import NarSource, Runner
-from substituter.prefetch import Ahead, Prefetcher
-from substituter.race import Policy, Way
+from substituter.prefetch import Ahead, AheadSource, Pace, Prefetcher
+from substituter.race import Policy, Standing, State, Way
 from substituter.schedule import TINY
 from substituter.spool import Spool
 from tests.substituter.conftest import Item
@@ -286,6 +286,81 @@ def test_the_infohash_is_that_of_its_torrent(lab: Lab, make_item: Make) -> None:
     ahead = taken(lab, item)
     assert lab.prefetcher.source(ahead).infohash == "ab" * 32
     lab.prefetcher.give_back(ahead)
+
+
+def test_an_item_is_begun_out_of_turn(lab: Lab, make_item: Make) -> None:
+    """With more of a plan beside it, one that the swarm should have is fetched like the others."""
+    item, tiny = make_item("a", bytes(TINY)), make_item("tiny")
+    source = lab.source(item, Way.SWARM)
+    source.allowed.set()
+    assert lab.prefetcher.take(parsed(tiny), begin=True) is None
+    ahead = lab.prefetcher.take(parsed(item), begin=True)
+    assert ahead is not None
+    assert followed(ahead) == item.nar
+    assert lab.asked == [(item.path, Way.SWARM)]
+    lab.prefetcher.give_back(ahead)
+
+
+@pytest.mark.parametrize("why", ["server", "room"])
+def test_an_item_is_not_begun_out_of_turn(lab: Lab, make_item: Make, why: str) -> None:
+    """One that only servers have, or for which there is no room, is raced for."""
+    if why == "server":
+        lab.ways = frozenset({Way.HTTP})
+    else:
+        lab.spool.limit = 0
+    assert lab.prefetcher.take(parsed(make_item("a", bytes(TINY))), begin=True) is None
+    assert lab.asked == []
+
+
+def test_an_item_is_as_fast_as_all_beside_it(tmp_path: Path, make_item: Make) -> None:
+    """What others of its way bring counts, but not for ever."""
+    item = make_item("a")
+    file = Spool(tmp_path, 1 << 20).open("a", len(item.nar))
+    assert file is not None
+    ahead, brought = Ahead(parsed(item), Way.SWARM, file), [0]
+    pace = Pace(lambda: brought[0])
+    source = AheadSource(ahead, pace)
+    lane = Standing(State.RUNNING, 0.0, found=True)
+    assert source.standing(lane, 0.0) == lane._replace(last=0.0)
+    for second in range(1, 11):
+        brought[0] = second * 1000
+        seen = source.standing(lane, float(second))
+        assert (seen.last, seen.position) == (min(second, 4.0), 0)
+    assert seen.rate == 1000.0
+    file.write(item.nar[:10])
+    seen = source.standing(lane, 10.1)
+    assert (seen.last, seen.position) == (10.1, 10)
+    file.close()
+
+
+def test_a_position_is_what_came_in_any_order(tmp_path: Path, make_item: Make) -> None:
+    """Bytes of the transfer say how much of the NAR there is, when it can't be read yet."""
+    item = make_item("a")
+    size = len(item.nar)
+    file = Spool(tmp_path, 1 << 20).open("a", size)
+    assert file is not None
+    ahead = Ahead(parsed(item), Way.SWARM, file)
+    assert ahead.position() == 0
+    ahead.source("bittorrent://a", 100, lambda: 50)
+    assert ahead.position() == size // 2
+    file.write(item.nar)
+    assert ahead.position() == size
+    file.close()
+
+
+def test_a_way_moves_as_long_as_bytes_come() -> None:
+    """Positions are looked at a few times a second, however often it is asked."""
+    looks: list[int] = []
+
+    def position() -> int:
+        looks.append(0)
+        return len(looks)
+
+    pace = Pace(position)
+    for _ in range(100):
+        assert pace.look(5.0) == (5.0, None)
+    assert len(looks) == 1
+    assert pace.look(6.0) == (6.0, 1.0)
 
 
 def test_the_end_drops_everything(tmp_path: Path, make_item: Make) -> None:

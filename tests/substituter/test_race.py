@@ -274,3 +274,31 @@ def test_what_was_fetched_ahead_is_taken_first() -> None:
     for size, budget in ((SMALL, race.BUDGET * race.AHEAD), (LARGE, race.BUDGET)):
         assert decide(Policy.RACE, size, ways, budget - 0.001, ahead=True) == Decision()
         assert decide(Policy.RACE, size, ways, budget, ahead=True) == join
+
+
+def test_what_is_on_its_way_goes_on() -> None:
+    """It begins the race, and the other way joins later than else."""
+    ways = {Way.HTTP: Standing(), Way.SWARM: Standing()}
+    assert first(Policy.RACE, SMALL, begun=Way.SWARM) is Way.SWARM
+    assert decide(Policy.RACE, SMALL, ways, 0.0, begun=Way.SWARM) == Decision(start=Way.SWARM)
+
+
+@pytest.mark.parametrize(
+    ("one", "joins"),
+    [
+        (Standing(State.RUNNING), 0.4),
+        (Standing(State.RUNNING, found=True), 2.0),
+        (Standing(State.RUNNING, found=True, position=1, last=1.0), 3.0),
+        (
+            Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.LEAST_RATE / 2),
+            4.0,
+        ),
+        (Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.LEAST_RATE), None),
+    ],
+)
+def test_what_is_on_its_way_has_more_time(one: Standing, joins: float | None) -> None:
+    """All of a plan shares the line."""
+    ways = {Way.SWARM: one, Way.HTTP: Standing()}
+    for now, expected in ((joins or 50.0) - 0.01, False), (joins or 50.0, joins is not None):
+        found = decide(Policy.RACE, LARGE, ways, now, begun=Way.SWARM)
+        assert found == Decision(start=Way.HTTP if expected else None)

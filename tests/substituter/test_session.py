@@ -231,3 +231,40 @@ def test_a_session_that_was_never_started_can_be_closed(start: Sessions) -> None
     session = start()
     session.close()
     session.close()
+
+
+class Kept:
+    """A complete payload."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.cancelled: list[bool] = []
+
+    def cancel(self, *, keep: bool) -> None:
+        """Leave the swarm."""
+        self.cancelled.append(keep)
+
+
+def test_payloads_are_uploaded_until_others_need_the_room(start: Sessions) -> None:
+    """The oldest goes first, with its file."""
+    session = start(prefetch_disk=10)
+    kept = [Kept(4), Kept(4), Kept(4)]
+    for each in kept:
+        session.keep(each)  # type: ignore[arg-type]
+    assert [each.cancelled for each in kept] == [[False], [], []]
+
+
+def test_what_killed_helpers_fetched_ahead_is_removed(
+    start: Sessions, settings: SubstituterSettings
+) -> None:
+    """A helper has no time to clean up; those that run keep theirs."""
+    downloads = settings.state / "downloads"
+    for name in ("ahead-999999999", f"ahead-{os.getppid()}"):
+        (downloads / name).mkdir(parents=True)
+        (downloads / name / "payload").touch()
+    session = start()
+    session.swarm()
+    assert sorted(each.name for each in downloads.iterdir()) == [f"ahead-{os.getppid()}"]
+    (session.ahead / "payload").touch()
+    session.close()
+    assert sorted(each.name for each in downloads.iterdir()) == [f"ahead-{os.getppid()}"]
