@@ -126,6 +126,20 @@ class Site:
         command = ("guix", "repl", "--", "/opt/rig/add.scm", f"e2e-{label}", "/srv/added")
         self.items[label] = self.node.run(*command).stdout
 
+    def add_many(self, label: str, count: int) -> list[str]:
+        """Put COUNT items into A's store, each of which refers to the one before; their labels.
+
+        With a negative number as many, and none refers to another. The seeder starts anew, so
+        that it finds them.
+        """
+        command = ("guix", "repl", "--", "/opt/rig/chain.scm", f"e2e-{label}", str(count))
+        output = self.node.run(*command, self.items["busybox"], timeout=120).stdout
+        made = dict(line.split(" ", 1) for line in output.splitlines())
+        self.items |= made
+        self.stop("seeder")
+        self.start_seeder()
+        return list(made)
+
     def stop(self, *names: str, number: signal.Signals = signal.SIGTERM) -> None:
         """End services of A: tracker, seeder, proxy."""
         for name in names:
@@ -267,6 +281,6 @@ class Fetcher:
         """Bytes of NARs that this node got over HTTP."""
         return sum(r["bytes"] for r in self.nar_requests())
 
-    def forget(self, label: str) -> None:
-        """Delete an item from the store."""
-        self.node.run("guix", "gc", "-D", self.site.items[label])
+    def forget(self, *labels: str) -> None:
+        """Delete items from the store."""
+        self.node.run("guix", "gc", "-D", *(self.site.items[label] for label in labels))

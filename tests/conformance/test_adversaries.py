@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Adversaries against the substituter as guix-daemon starts it; the table is `adversary_cases`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from narswarm import acl, base32, gcrypt, nar, sexp
+from narswarm.gcrypt import KeyPair
+from narswarm.swarm import Swarm
+from narswarm.swarm_settings import SwarmSettings
+from substituter.settings import SubstituterSettings
+from tests.conformance import adversary_cases
+from tests.conformance.adversary_cases import CASES
+from tests.conformance.adversary_stage import Sentinel, Stage
+from tests.conformance.adversary_table import Case
+from tests.e2e.rig.nodes import peak_memory
+from tests.substituter.conftest import Item
+from tests.substituter.daemon import Helper, config
+
+pytestmark = pytest.mark.conformance
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/adversaries.md"
+
+MEMORY = 200 * 10**6
+"""Bytes that the program may have at most."""
+
+SECONDS = 45.0
+"""For one item on a busy machine; the limits of the table are far below."""
+
+LINES = 4
+"""Lines that a user may have to read about one item, or one for each source that lied."""
+
+
+@pytest.fixture(scope="module", name="key")
+def key_fixture() -> KeyPair:
+    """The key that is authorised."""
+    return gcrypt.generate_key()
+
+
+@pytest.fixture(scope="module", name="swarm")
+def swarm_fixture() -> Iterator[Swarm]:
+    """A session that seeds what is to be had."""
+    settings = SwarmSettings(listen=("127.0.0.1:0",), dht=False, lsd=False, upnp=False, role="seed")
+    with Swarm(settings) as swarm:
+        yield swarm
+
+
+@pytest.mark.parametrize("case", CASES, ids=[each.name for each in CASES])
+def test_adversary(case: Case, tmp_path: Path, key: KeyPair, swarm: Swarm) -> None:
+    """The item comes from elsewhere or fails with a line, and nothing else happens."""
+    sentinel = Sentinel(tmp_path)
+    stage = Stage(tmp_path, key, swarm, case.name)
+    try:
+        case.prepare(stage)
+        _play(case, stage, stage.offer_good(), sentinel)
+    finally:
+        stage.close()
+
+
+def _play(case: Case, stage: Stage, good: Item, sentinel: Sentinel) -> None:
+    (stage.directory / "acl").write_bytes(acl.render([sexp.parse(stage.key.public)]))
+    settings = SubstituterSettings(
+        state=stage.directory / "state", acl=stage.directory / "acl", guix=Path("/bin/false")
+    )
+    settings.state.mkdir()
+    file = config(settings, stage.directory / "narswarm.toml", *stage.lines)
+    environ = {
+        "PATH": "/nonexistent",
+        "NARSWARM_CONFIG": str(file),
+        "_NIX_OPTIONS": f"substitute-urls={' '.join(stage.urls)}\nprint-extended-build-trace=1\n",
+    }
+    before = sentinel.look()
+    with Helper(["substitute", "--substitute"], environ) as helper:
+        begin = time.monotonic()
+        status = _get(helper, stage.item, sentinel.store / "attacked")
+        elapsed = time.monotonic() - begin
+        assert _get(helper, good, sentinel.store / "good") == _success(good)
+        memory = peak_memory(helper.pid)
+        assert helper.end() == 0
+    shown = [line for line in helper.shown.splitlines() if line.startswith("substituter: ")]
+    print(f"{case.name}: {elapsed:.1f} s, {memory >> 20} MiB", *shown, sep="\n")
+    destination = sentinel.store / "attacked"
+    if case.arrives:
+        assert status == _success(stage.item)
+        assert b"".join(nar.dump(destination)) == stage.item.nar
+    else:
+        assert status == "not-found\n" or status.startswith("hash-mismatch "), status
+        assert not destination.exists()
+        assert not destination.is_symlink()
+    text = "\n".join(shown)
+    assert not case.says or re.search(case.says, text), helper.shown
+    assert "internal error" not in helper.shown
+    assert "Traceback" not in helper.shown
+    assert max(Counter(shown).values(), default=0) <= 1, "a line is said twice"
+    assert len(shown) <= max(LINES, 1 + text.count("expected sha256:"))
+    after = sentinel.look()
+    expected = {"neighbour", "good"} | ({"attacked"} if case.arrives else set())
+    assert set(after.pop("items")) == expected
+    del before["items"]
+    assert after == before
+    downloads = settings.state / "downloads"
+    assert not downloads.exists() or not list(downloads.iterdir())
+    assert memory < MEMORY
+    assert elapsed < SECONDS
+
+
+def _get(helper: Helper, item: Item, destination: Path) -> str:
+    helper.send(f"substitute {item.path} {destination}")
+    return helper.receive()
+
+
+def _success(item: Item) -> str:
+    return f"success {base32.format_hash(item.nar_hash)} {len(item.nar)}\n"
+
+
+def test_the_table_is_documented() -> None:
+    """docs/adversaries.md is what the table makes, and no case has two lines."""
+    assert PAGE.read_text() == "\n".join(adversary_cases.render()) + "\n"
+    assert len({case.name for case in CASES}) == len(CASES)
