@@ -235,3 +235,34 @@ def test_rates_are_those_of_ways_that_were_not_held_up(monkeypatch: pytest.Monke
         race.read()
         rates: Mapping[Way, float] = race.contest.rates()
         assert not rates or known
+
+
+class Tidying(Told):
+    """A source that takes its time to close."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.may_close = threading.Event()
+
+    @contextlib.contextmanager
+    def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
+        """Deliver, and close when the test allows it."""
+        with super().nar(runner) as nar:
+            try:
+                yield nar
+            finally:
+                self.may_close.wait(WAIT)
+
+
+def test_whoever_delivered_may_tidy_up_and_others_are_not_waited_for() -> None:
+    """When `settle` is back the one has closed, and the other one may still be at it."""
+    stuck, whole = Tidying("a", SIZE // 2, "hang"), Tidying("b")
+    race = Race(Policy.RACE, http=[stuck], swarm=[whole])
+    assert b"".join(race.contest.chunks()) == NAR
+    assert not whole.closed.is_set()
+    whole.may_close.set()
+    race.contest.settle(WAIT * 1000)
+    assert whole.closed.is_set()
+    assert not stuck.closed.is_set()
+    stuck.may_close.set()
+    race.contest.join(WAIT)
