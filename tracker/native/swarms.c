@@ -165,8 +165,9 @@ struct swarms_counts counts_of(const struct swarm *swarm)
                                   incomplete - swarm->partial};
 }
 
-/* Write at most `limit` records of a pool, each with the same chance: at equal distances from a
- * random one on. `without` is the ordinal of one that isn't chosen, or -1. Returns how many. */
+/* Write at most `limit` records of a pool, each with the same chance: from a random one on, one out
+ * of each of as many equal stretches. `without` is the ordinal of one that isn't chosen, or -1.
+ * Returns how many. */
 static uint32_t choose(struct swarms *swarms, const struct pool *pool, bool six, uint32_t limit,
                        int64_t without, uint8_t *peers, uint8_t *ids)
 {
@@ -179,7 +180,11 @@ static uint32_t choose(struct swarms *swarms, const struct pool *pool, bool six,
     uint32_t chunk_place = 0, before = 0;
     struct pool_chunk chunk = pool_chunk_at(pool, 0);
     for (uint32_t index = 0; index < taken; ++index) {
-        uint32_t wanted = ordinal + (without >= 0 && ordinal >= without);
+        uint32_t width = step + (carried + rest >= taken);
+        uint32_t chosen = ordinal + (width > 1 ? random_below(swarms, width) : 0);
+        if (chosen >= size)
+            chosen -= size;
+        uint32_t wanted = chosen + (without >= 0 && chosen >= without);
         if (wanted < before) {
             chunk_place = before = 0;
             chunk = pool_chunk_at(pool, 0);
@@ -193,12 +198,10 @@ static uint32_t choose(struct swarms *swarms, const struct pool *pool, bool six,
         if (ids != NULL)
             memcpy(ids + (size_t)index * SWARMS_HASH_BYTES, pool_id(record, six),
                    SWARMS_HASH_BYTES);
-        ordinal += step;
+        ordinal += width;
         carried += rest;
-        if (carried >= taken) {
+        if (carried >= taken)
             carried -= taken;
-            ++ordinal;
-        }
         if (ordinal >= size)
             ordinal -= size;
     }
