@@ -17,6 +17,7 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd ansible && PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/ansible-lint --quiet
 
 # Manual pages and completions of the commands' help texts.
 manual: venv

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ansible/: held to ansible-lint's strictest profile, and its documentation complete."""
+"""ansible/: understood by Ansible, and its documentation complete. `make lint` has ansible-lint."""
 
 from __future__ import annotations
 
@@ -41,12 +41,6 @@ def _yaml(path: Path) -> Any:
         needs.missing("ansible-core is not installed")
     yaml = importlib.import_module("yaml")
     return yaml.safe_load(path.read_text()) if path.exists() else {}
-
-
-def test_lint() -> None:
-    """The profile of .ansible-lint, `production`, passes without a warning."""
-    done = _run("ansible-lint")
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_example_inventory_is_understood() -> None:
