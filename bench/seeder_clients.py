@@ -293,10 +293,17 @@ def make_world(cluster: Cluster, root: Path, count: int, small: int) -> World:
     service = dht.spawn("dht", "python3", "/opt/rig/dhtnodes.py", dht.address, str(DHT_PORT), "6")
     service.wait_ready(lambda: "ready" in service.tail())
     node.write("/etc/guix/acl", (root / "acl").read_bytes())
-    command = ("tracker", "serve", "--listen", f"0.0.0.0:{TRACKER_PORT}", "--open")
-    serving = node.spawn("tracker", *command, "--data", "/srv/tracker")
-    serving.wait_ready(lambda: node.listening(TRACKER_PORT))
+    start_tracker(node)
     return World(cluster, root, count, cold, tracker, f"{dht.address}:{DHT_PORT}")
+
+
+def start_tracker(node: Node) -> None:
+    """Start a tracker that knows nothing."""
+    node.kill("tracker")
+    node.run("rm", "-rf", "/srv/tracker")
+    command = ("tracker", "serve", "--listen", f"0.0.0.0:{TRACKER_PORT}", "--open")
+    service = node.spawn("tracker", *command, "--data", "/srv/tracker")
+    service.wait_ready(lambda: node.listening(TRACKER_PORT))
 
 
 def make_torrents(root: Path, announce: str) -> None:
@@ -370,6 +377,7 @@ def measure_cold(world: World, contender: Contender) -> None:
     """Print how long it takes until somebody has something of an item without a payload."""
     times: list[list[float]] = []
     for _ in range(ROUNDS):
+        start_tracker(world.cluster.nodes["T"])
         with node_for(world, contender) as node:
             starting(world, contender, node, lambda _: None)
             peer = world.cluster.node("P")
