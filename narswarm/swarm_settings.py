@@ -63,6 +63,8 @@ FETCH = {
     "connections_limit": 2000,
     # Slots are given anew every 15 s, in which a crowd that fetches the same is done.
     "unchoke_slots_limit": -1,
+    # What has been asked of a seed isn't taken from a peer that gets it meanwhile.
+    "request_queue_time": 1,
     "dht_announce_interval": 15,  # lookups are paced by it: 900 s would starve a batch
 }
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial
+from random import Random
 from typing import Final, Protocol
 
 from narswarm.errors import NetworkError
@@ -280,6 +281,7 @@ class Prefetcher:
         self._find = find
         self._ways = ways
         self._exists = exists
+        self._random = Random()  # noqa: S311 -- nobody gains by guessing it
         self._changed = threading.Condition()
         self._closed = False
         self._known: dict[str, Narinfo] = {}
@@ -417,7 +419,7 @@ class Prefetcher:
                 rate = self._paces[way].rate
                 running: AbstractSet[Entry] = self._running[way].keys()
                 room, waiting = self._spool.room, self._waiting.values()
-                entry = choose(waiting, way, running, room, self._policy, rate)
+                entry = choose(waiting, way, running, room, self._policy, rate, self._random)
                 if entry is None:
                     self._changed.wait()
                     continue

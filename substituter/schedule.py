@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from random import Random
 from typing import Final, NamedTuple
 
 from substituter.race import Policy, Way
@@ -95,6 +96,7 @@ def choose(
     room: int,
     policy: Policy,
     rate: float | None = None,
+    random: Random | None = None,
 ) -> Entry | None:
     """The next item for a way that is free, None if there is none for now.
 
@@ -105,21 +107,29 @@ def choose(
         room: bytes of disk.
         policy: what the user wants.
         rate: bytes of NARs a second that this way brings lately, None if that isn't known.
+        random: of large items from the swarm every second one is taken out of turn by this. Of a
+            crowd that begins at the same time each then has something that others lack.
     """
     most_large = FAST_AT_ONCE if (rate or 0.0) >= FAST else LARGE_AT_ONCE
     most = HTTP_AT_ONCE if way is Way.HTTP else SWARM_AT_ONCE
     if len(running) >= most:
         return None
     large = sum(entry.size >= LARGE for entry in running)
-    for entry in entries:
-        if way not in entry.ways or entry.size > room:
-            continue
-        if way is not preferred(policy, entry.size) and way.other in entry.ways:
-            continue
-        if entry.size >= LARGE and large >= most_large:
-            continue
-        return entry
-    return None
+    mine = [
+        entry
+        for entry in entries
+        if way in entry.ways
+        and entry.size <= room
+        and (way is preferred(policy, entry.size) or way.other not in entry.ways)
+        and (entry.size < LARGE or large < most_large)
+    ]
+    if not mine:
+        return None
+    if random is not None and way is Way.SWARM and large % 2:
+        others = [entry for entry in mine if LARGE <= entry.size <= room // 2]
+        if others and mine[0].size >= LARGE:
+            return random.choice(others)
+    return mine[0]
 
 
 def _name(path: str) -> str:

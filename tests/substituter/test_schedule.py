@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from substituter.race import Policy, Way
@@ -24,6 +26,11 @@ BOTH = frozenset(Way)
 HTTP = frozenset({Way.HTTP})
 SWARM = frozenset({Way.SWARM})
 ROOM = 1 << 40
+
+
+def dice(seed: int) -> Random:
+    """Chance that is the same each time."""
+    return Random(seed)  # noqa: S311 -- nobody is to be surprised
 
 
 def entry(size: int, ways: frozenset[Way] = BOTH, number: int = 0) -> Entry:
@@ -109,3 +116,24 @@ def test_what_does_not_fit_waits(room: int, *, fits: bool) -> None:
     """Items take disk until they are asked for."""
     wanted = entry(1000)
     assert choose([wanted], Way.HTTP, set(), room, Policy.RACE) == (wanted if fits else None)
+
+
+def test_a_crowd_spreads() -> None:
+    """The first is taken in turn, and the next one beside it anywhere: large ones of the swarm."""
+    items = [entry(LARGE, number=number) for number in range(100)]
+    assert choose(items, Way.SWARM, set(), ROOM, Policy.RACE, None, dice(1)) == items[0]
+    chosen = {
+        choose(items[1:], Way.SWARM, {items[0]}, ROOM, Policy.RACE, None, dice(seed))
+        for seed in range(20)
+    }
+    assert len(chosen) > 10
+    small = entry(LARGE - 1, number=100)
+    found = choose([small, *items[1:]], Way.SWARM, {items[0]}, ROOM, Policy.RACE, None, dice(1))
+    assert found == small
+
+
+def test_what_is_taken_out_of_turn_leaves_room() -> None:
+    """What comes next must not have to wait for what comes last."""
+    items = [entry(LARGE, number=1), *(entry(2 * LARGE, number=number) for number in range(2, 9))]
+    running, room = {entry(LARGE, number=0)}, 3 * LARGE
+    assert choose(items, Way.SWARM, running, room, Policy.RACE, None, dice(1)) == items[0]
