@@ -9,7 +9,7 @@ are fast. First all use the substituter, then the same nodes use Guix's own `gui
 HTTP, from the same uplink. Every round starts cold.
 
 Prints the seconds until the last client has the closure, beside the limit: the closure's compressed
-bytes over the uplink, once.
+bytes over the uplink, once; and what all clients together got over HTTP.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main(clients: int) -> None:
             limit = sum(lengths) * 8 / (UPLINK.mbit * 1e6)
             bench.links.put(bench.site.node, UPLINK)
             print(f"{sum(lengths) / 1e6:.1f} MB compressed, {clients} clients", flush=True)
-            print(f"{'':<16}{'first':>9}{'last':>9}{'last/limit':>12}   (seconds)")
+            heads = f"{'first':>9}{'last':>9}{'last/limit':>12}{'HTTP MB':>10}"
+            print(f"{'':<16}{heads}   (seconds)")
             print(f"{'limit':<16}{'':>9}{limit:>9.1f}{1:>12.2f}", flush=True)
             for by, program in (("narswarm", "extension"), ("guix, HTTP", "guix")):
                 crowd = [
@@ -76,9 +77,9 @@ def main(clients: int) -> None:
                     for number in range(clients)
                 ]
                 done = together(bench, crowd, "crowd")
-                print(
-                    f"{by:<16}{done[0]:>9.1f}{done[-1]:>9.1f}{done[-1] / limit:>12.2f}", flush=True
-                )
+                over_http = sum(fetcher.http_bytes() for fetcher in crowd) / 1e6
+                figures = f"{done[0]:>9.1f}{done[-1]:>9.1f}{done[-1] / limit:>12.2f}"
+                print(f"{by:<16}{figures}{over_http:>10.1f}", flush=True)
                 for fetcher in crowd:
                     cluster.remove(fetcher.node)
 
