@@ -15,19 +15,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from tests.e2e.rig.nodes import wait_for
+from tests.e2e.rig.nodes import CommandError, wait_for
 from tests.fleet import roots, wheels
 from tests.fleet.machines import Fleet, Machine
 
 ADDRESSES = {"t1": 11, "t2": 12, "s1": 21, "s2": 22, "u": 31}
 SUITES = {"t1": "trixie", "t2": "bookworm", "s1": "guix", "s2": "trixie", "u": "guix"}
-SITE = wheels.CHECKOUT / "ansible" / "site.yml"
+CERTIFIED = ("t1", "t2")
 TRACKERS = ("https://t1/announce", "https://t2/announce")
 PUBLISH_PORT = 8081
 PASSWORD = "fleetpassword"  # noqa: S105  of databases that nobody else reaches
@@ -43,6 +45,14 @@ _ADD = """\
           (format #t "~a~%" (add-to-store store name #t "sha256" file))
           (loop rest))
          (() #t))))))
+"""
+
+_PUBLISH = f"""\
+[Service]
+Environment=GUILE_AUTO_COMPILE=0
+ExecStart=guix publish --listen=127.0.0.1 --port={PUBLISH_PORT} -C gzip:1
+[Install]
+WantedBy=multi-user.target
 """
 
 
@@ -67,23 +77,49 @@ class Deployment:
         self.fleet = fleet
         self._wheelhouse = wheels.wheelhouse(cache)
         self._directory = fleet.directory
+        # An operator's checkout, with an inventory and backups of its own.
+        self.checkout = fleet.directory / "checkout"
+        for each in ("ansible", "systemd"):
+            shutil.copytree(wheels.CHECKOUT / each, self.checkout / each)
+        (self.ansible / "inventory").mkdir(exist_ok=True)
         self.items: dict[str, str] = {}
         self.settings: dict[str, Any] = {}
+        self.wheel = Path()
 
     @classmethod
     def bare(cls, fleet: Fleet, cache: Path) -> Self:
         """Boot all machines and put items into the seed boxes."""
         deployment = cls(fleet, cache)
+        images = roots.all_roots(cache)
         for name, suite in SUITES.items():
-            fleet.boot(name, roots.root(cache, suite))
+            fleet.boot(name, images[suite])
         for machine in fleet.machines.values():
             machine.wait()
+        deployment._know_machines()
         deployment._give_certificates()
         deployment._fill_seed_boxes()
         return deployment
 
     def __getitem__(self, name: str) -> Machine:
         return self.fleet.machines[name]
+
+    @property
+    def ansible(self) -> Path:
+        """Where the operator runs Ansible."""
+        return self.checkout / "ansible"
+
+    def _know_machines(self) -> None:
+        """Have the operator's `ssh` reach the machines by their names."""
+        config = self._directory / "ssh_config"
+        hosts = (f"Host {n}\nHostName {m.address}\n" for n, m in self.fleet.machines.items())
+        config.write_text("".join(hosts))
+        # Of an option that is given twice the last one counts.
+        command = [*self.fleet.ssh(), "-F", str(config)]
+        command[0] = shutil.which("ssh") or "ssh"
+        wrapper = self.checkout / "bin/ssh"
+        wrapper.parent.mkdir()
+        wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        wrapper.chmod(0o755)
 
     # -- what an operator has to bring -----------------------------------------------------------
 
@@ -94,17 +130,25 @@ class Deployment:
         ca, key = self._directory / "ca.pem", self._directory / "ca.key"
         usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
         _quiet(*openssl, "-keyout", str(key), "-out", str(ca), "-subj", "/CN=fleet", *usage)
-        for name in ("t1", "t2"):
+        for name in CERTIFIED:
             pem, secret = self._directory / f"{name}.pem", self._directory / f"{name}.key"
             signed = ["-CA", str(ca), "-CAkey", str(key), "-addext", f"subjectAltName=DNS:{name}"]
             signed += ["-addext", "basicConstraints=critical,CA:false"]
             out = ["-keyout", str(secret), "-out", str(pem), "-subj", f"/CN={name}"]
             _quiet(*openssl, *out, *signed)
-            self[name].write("/etc/ssl/fleet/tracker.pem", pem.read_text())
-            self[name].write("/etc/ssl/fleet/tracker.key", secret.read_text(), 0o600)
-        for machine in self.fleet.machines.values():
-            machine.write("/usr/local/share/ca-certificates/fleet.crt", ca.read_text())
-            machine.run("update-ca-certificates")
+        for name in self.fleet.machines:
+            self.certify(name)
+
+    def certify(self, name: str) -> None:
+        """Have a machine trust the authority, and a tracker have its certificate."""
+        machine = self[name]
+        ca = (self._directory / "ca.pem").read_text()
+        machine.write("/usr/local/share/ca-certificates/fleet.crt", ca)
+        machine.run("update-ca-certificates")
+        if name in CERTIFIED:
+            for kind, mode in (("pem", 0o644), ("key", 0o600)):
+                text = (self._directory / f"{name}.{kind}").read_text()
+                machine.write(f"/etc/ssl/fleet/tracker.{kind}", text, mode)
 
     def _fill_seed_boxes(self) -> None:
         """Items for s1's store, and for s2 NARs with the narinfos that s1's Guix signed.
@@ -121,24 +165,25 @@ class Deployment:
         self["u"].run(
             "guix archive --authorize", stdin=box.run("cat /etc/guix/signing-key.pub").stdout
         )
-        (self._directory / "acl").write_text(box.run("cat /etc/guix/acl").stdout)
-        names = ("first", "upgrade", "broken", "reboot", "restored", "box2")
+        (self.ansible / "acl").write_text(box.run("cat /etc/guix/acl").stdout)
+        names = ("first", "upgrade", "broken", "reboot", "restored", "full", "box2")
         self.add(*names)
-        box.run(
-            "systemd-run --unit=publish --setenv=GUILE_AUTO_COMPILE=0"
-            f" guix publish --listen=127.0.0.1 --port={PUBLISH_PORT} -C gzip:1"
-        )
+        box.write("/etc/systemd/system/publish.service", _PUBLISH)
+        box.run("systemctl enable --now publish")
+        self.offer("s2", "box2", "upgrade")
+        box.run(f"guix gc -D {self.items['box2']}")
+
+    def offer(self, target: str, *names: str) -> None:
+        """Put NARs of s1's items, with the narinfos that its Guix signs, into a box' directory."""
         url = f"http://127.0.0.1:{PUBLISH_PORT}"
         fetch = "curl -sSf --retry 50 --retry-connrefused --retry-delay 1"
-        for name in ("box2", "upgrade"):
+        script = "rm -rf /root/nars && mkdir /root/nars && cd /root/nars"
+        for name in names:
             base = self.items[name].removeprefix("/gnu/store/")
-            box.run(
-                f"mkdir -p /root/nars && cd /root/nars && {fetch} -o {base[:32]}.narinfo"
-                f" {url}/{base[:32]}.narinfo && {fetch} {url}/nar/gzip/{base} | gunzip >{base}.nar"
-            )
-        packed = box.run("tar -C /root -c nars | base64").stdout
-        self["s2"].run("base64 -d | tar -C /srv -x", stdin=packed)
-        box.run(f"guix gc -D {self.items['box2']}")
+            script += f" && {fetch} -o {base[:32]}.narinfo {url}/{base[:32]}.narinfo"
+            script += f" && {fetch} {url}/nar/gzip/{base} | gunzip >{base}.nar"
+        packed = self["s1"].run(f"{script} && tar -C /root -c nars | base64").stdout
+        self[target].run("base64 -d | tar -C /srv -x", stdin=packed)
 
     def add(self, *names: str) -> None:
         """Put items into s1's store: directories with noise and text."""
@@ -159,7 +204,7 @@ class Deployment:
         def hosts(**machines: dict[str, Any]) -> dict[str, Any]:
             return {"hosts": machines}
 
-        guixless = {"narswarm_acl": str(self._directory / "acl")}
+        guixless = {"narswarm_acl": "{{ playbook_dir }}/acl"}
         guix = {"common_system_site_packages": True}
         tls = {
             "tracker_tls_certificate": "/etc/ssl/fleet/tracker.pem",
@@ -209,19 +254,42 @@ class Deployment:
 
     def play(self, wheel: Path, *arguments: str) -> Recap:
         """Run site.yml with this wheel."""
-        inventory = self._directory / "inventory.json"
-        inventory.write_text(json.dumps(self.inventory(wheel)))
-        program = Path(sys.executable).with_name("ansible-playbook")
+        self.prepare(wheel)
+        done = self._operate("ansible-playbook", "-i", "inventory", *arguments, "site.yml")
+        recap = done.stdout.rpartition("PLAY RECAP")[2]
+        found = re.findall(r"(?m)^(\w+) +: ok=\d+ +changed=(\d+)", recap)
+        return Recap(done.returncode, {name: int(count) for name, count in found}, done.stdout)
+
+    def prepare(self, wheel: Path) -> None:
+        """Write the inventory, with this wheel and the settings of now."""
+        self.wheel = wheel
+        file = self.ansible / "inventory/hosts.json"
+        file.write_text(json.dumps(self.inventory(wheel)))
+
+    def operate(self, script: str) -> str:
+        """Have the operator run commands by a shell in `ansible/`; what they printed.
+
+        Raises:
+            CommandError: one of them failed.
+        """
+        done = self._operate("bash", "-euc", script)
+        if done.returncode:
+            raise CommandError(f"{script}: exit code {done.returncode}\n{done.stdout}")
+        return done.stdout
+
+    def _operate(self, *command: str) -> subprocess.CompletedProcess[str]:
+        programs = (self.checkout / "bin", Path(sys.executable).parent, os.environ["PATH"])
         done = subprocess.run(
-            [*self.fleet.enter("--net"), str(program), "-i", str(inventory), *arguments, str(SITE)],
+            [*self.fleet.enter("--net"), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            cwd=SITE.parent,
+            cwd=self.ansible,
             env={
                 **os.environ,
+                "PATH": os.pathsep.join(map(str, programs)),
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_LOCALHOST_WARNING": "0",
                 "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self._directory / "cp"),
@@ -231,9 +299,7 @@ class Deployment:
         )
         # pytest shows it when the test fails.
         print(done.stdout)
-        recap = done.stdout.rpartition("PLAY RECAP")[2]
-        found = re.findall(r"(?m)^(\w+) +: ok=\d+ +changed=(\d+)", recap)
-        return Recap(done.returncode, {name: int(count) for name, count in found}, done.stdout)
+        return done
 
     # -- what is there ---------------------------------------------------------------------------
 
@@ -248,9 +314,9 @@ class Deployment:
         return answer
 
     def build(self, name: str) -> str:
-        """Have the user's machine fetch an item, which it then has; what guix said."""
+        """Have the user's machine fetch an item that it doesn't have; what guix said."""
         item = self.items[name]
-        done = self["u"].run(f"guix build {item} 2>&1", check=False)
+        done = self["u"].run(f"guix gc -D {item}; guix build {item} 2>&1", check=False)
         print(done.stdout)
         assert self["u"].run(f"cat {item}/name").stdout == f"{name}\n"
         return done.stdout

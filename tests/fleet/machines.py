@@ -52,26 +52,11 @@ class Machine:
         self.name = name
         self.address = address
         self._fleet = fleet
-        directory = fleet.directory / name
-        upper, work, merged = (directory / each for each in ("upper", "work", "root"))
-        for each in (upper, work, merged):
-            each.mkdir(parents=True)
-        self.files: dict[str, str] = {
-            "etc/hostname": f"{name}\n",
-            "etc/systemd/network/10-host0.network": _NETWORK_FILE.format(address=address),
-            "root/.ssh/authorized_keys": fleet.public_key(),
-            "etc/hosts": fleet.hosts(),
-        }
-        for path, content in self.files.items():
-            (upper / path).parent.mkdir(parents=True, exist_ok=True)
-            (upper / path).write_text(content)
-        (upper / "root").chmod(0o700)
-        (upper / "root/.ssh").chmod(0o700)
-        (upper / "etc/machine-id").write_text("")
-        (upper / "etc/resolv.conf").write_text("")
-        self._root = upper
-        options = f"lowerdir={root},upperdir={upper},workdir={work}"
-        fleet.inside("mount", "-t", "overlay", "overlay", "-o", options, str(merged))
+        self._image = root
+        self._directory = directory = fleet.directory / name
+        merged = directory / "root"
+        merged.mkdir(parents=True)
+        self._install()
         self._command = [
             *fleet.cgroup(name),
             *fleet.enter(),
@@ -82,6 +67,28 @@ class Machine:
         ]
         self._log = directory / "console"
         self._process = self._start()
+
+    def _install(self) -> None:
+        """Its files: those of the image, and what makes it this machine."""
+        upper, work = self._directory / "upper", self._directory / "work"
+        upper.mkdir()
+        work.mkdir()
+        files = {
+            "etc/hostname": f"{self.name}\n",
+            "etc/systemd/network/10-host0.network": _NETWORK_FILE.format(address=self.address),
+            "root/.ssh/authorized_keys": self._fleet.public_key(),
+            "etc/hosts": self._fleet.hosts(),
+            "etc/machine-id": "",
+            "etc/resolv.conf": "",
+        }
+        for path, content in files.items():
+            (upper / path).parent.mkdir(parents=True, exist_ok=True)
+            (upper / path).write_text(content)
+        (upper / "root").chmod(0o700)
+        (upper / "root/.ssh").chmod(0o700)
+        options = f"lowerdir={self._image},upperdir={upper},workdir={work}"
+        merged = str(self._directory / "root")
+        self._fleet.inside("mount", "-t", "overlay", "overlay", "-o", options, merged)
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
@@ -143,6 +150,17 @@ class Machine:
         code = self._process.wait(_BOOT_SECONDS)
         if code != _REBOOT:
             raise CommandError(f"{self.name} ended with code {code}:\n{self.console()}")
+        self._process = self._start()
+        self.wait()
+
+    def replace(self) -> None:
+        """Lose all that it had, and be a bare machine with the same name and address."""
+        self.run("systemctl", "poweroff", check=False)
+        self._process.wait(_BOOT_SECONDS)
+        self._fleet.inside("umount", str(self._directory / "root"))
+        for each in ("upper", "work"):
+            subprocess.run(["rm", "-rf", self._directory / each], check=True)
+        self._install()
         self._process = self._start()
         self.wait()
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.e2e.rig.rootfs import ArchiveError, RigError, mirror
@@ -57,7 +58,7 @@ def root(cache: Path, name: str) -> Path:
     """
     cache.mkdir(parents=True, exist_ok=True)
     path, stamp = cache / name, cache / f"{name}.stamp"
-    with (cache / "lock").open("w") as lock:
+    with (cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         want = repr((ROOTS[name], _DISABLED, _APT, _NOT_WANTED))
         if not (stamp.exists() and stamp.read_text() == want and path.is_dir()):
@@ -65,6 +66,17 @@ def root(cache: Path, name: str) -> Path:
             _build(path, *ROOTS[name])
             stamp.write_text(want)
     return path
+
+
+def all_roots(cache: Path) -> dict[str, Path]:
+    """The root file systems by name; what isn't there is built at the same time.
+
+    Raises:
+        ArchiveError: Debian's archive can't install one today.
+        RigError: one can't be built here.
+    """
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(ROOTS, pool.map(lambda name: root(cache, name), ROOTS), strict=True))
 
 
 def _build(path: Path, suite: str, packages: str) -> None:

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.e2e
 
 TRACKERS = ("t1", "t2")
 BOXES = ("s1", "s2")
+#: Seconds between two fetches of an item that is fetched again and again.
+PAUSE = 2.0
 SERVICES = {
     **dict.fromkeys(TRACKERS, "narswarm-tracker"),
     **dict.fromkeys(BOXES, "narswarm-seeder"),
@@ -43,6 +45,8 @@ def fetching(deployed: Deployed, name: str) -> Iterator[list[str]]:
             if done.returncode or "bittorrent://" not in done.stdout:
                 failures.append(done.stdout + done.stderr)
             rounds.append(1)
+            # The machines of the test share the processors that this takes.
+            stop.wait(PAUSE)
 
     rounds: list[int] = []
     thread = threading.Thread(target=fetch)
@@ -199,15 +203,6 @@ def test_wrong_settings_are_refused(deployed: Deployed) -> None:
     assert after == before
 
 
-def test_a_box_that_reboots_comes_back(deployed: Deployed) -> None:
-    """It serves again what it served, and the firewall is there again."""
-    fleet = deployed.fleet
-    fleet["s1"].reboot()
-    wait_for("the seeder", lambda: _items(deployed, "s1") >= 5)
-    assert "policy drop" in fleet["s1"].run("nft list table inet narswarm").stdout
-    assert "bittorrent://" in fleet.build("reboot")
-
-
 def test_what_hangs_is_restarted(deployed: Deployed) -> None:
     """A tracker and a seeder that give no sign of life are killed and started anew."""
     for name in ("t2", "s2"):
@@ -234,7 +229,9 @@ def test_backup_and_restore(deployed: Deployed) -> None:
     key = "/var/lib/narswarm/seeder/publisher.key"
     of_key = f"sha256sum {key}; stat -c %U:%a {key}"
     before = box.run(of_key).stdout
-    archives = {each: each.run("narswarm-backup create").stdout.strip() for each in (tracker, box)}
+    # As the timer has it made: by a service that may do little.
+    nightly = "systemctl start narswarm-backup && ls /var/backups/narswarm/*.tar.gz | tail -n 1"
+    archives = {each: each.run(nightly).stdout.strip() for each in (tracker, box)}
     owner = "runuser -u postgres -- psql -q narswarm -c"
     tracker.run(f"systemctl stop narswarm-tracker && {owner} 'DROP OWNED BY narswarm'")
     tracker.run(
@@ -262,8 +259,3 @@ def _show(deployed: Deployed, name: str, *properties: str) -> dict[str, str]:
 def _started(deployed: Deployed, name: str) -> dict[str, str]:
     """When a machine's service was started."""
     return _show(deployed, name, "ExecMainStartTimestampMonotonic")
-
-
-def _items(deployed: Deployed, name: str) -> int:
-    done = deployed.fleet[name].run("seeder status --json", check=False)
-    return 0 if done.returncode else int(json.loads(done.stdout)["items"])
