@@ -22,7 +22,8 @@ from substituter.session import Session
 from substituter.spool import Spool
 
 _BATCH: Final = 64
-"""Items whose narinfos are looked at together: the first of them are begun before the last."""
+"""Items whose narinfos are looked at together, at first: those are begun before the last ones are
+known. Later batches are larger, as each is put in order with all others."""
 
 
 class Planner:
@@ -44,6 +45,7 @@ class Planner:
         self.prefetcher = Prefetcher(spool, self._policy, finder.ahead, finder.ways)
         self._asked: set[str] = set()
         self._seen: set[str] = set()
+        self._open: set[str] = set()
         self._news = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -51,15 +53,17 @@ class Planner:
     @property
     def is_more(self) -> bool:
         """Whether anything of the plan hasn't been asked for."""
-        enabled = self._context.settings.prefetch_disk > 0
-        return enabled and any(
-            path not in self._asked and not os.path.lexists(path)
-            for path in plan.read(self._context.plans)
-        )
+        if not self._context.settings.prefetch_disk:
+            return False
+        if self._seen:
+            return bool(self._open)
+        noted = plan.read(self._context.plans)
+        return any(path not in self._asked and not os.path.lexists(path) for path in noted)
 
     def look(self, path: str) -> None:
         """Look whether there is more to do, now that an item is asked for."""
         self._asked.add(path)
+        self._open.discard(path)
         self._news.set()
         if self._thread is None and self._context.settings.prefetch_disk:
             self._thread = threading.Thread(target=self._follow, name="plan", daemon=True)
@@ -91,8 +95,11 @@ class Planner:
         new = [path for path in noted if path not in self._seen and path not in self._asked]
         self._seen.update(new)
         new = [path for path in new if not os.path.lexists(path)]
-        for start in range(0, len(new), _BATCH):
-            self._add(new[start : start + _BATCH])
+        self._open.update(path for path in new if path not in self._asked)
+        start, size = 0, _BATCH
+        while start < len(new):
+            self._add(new[start : start + size])
+            start, size = start + size, size * 2
 
     def _add(self, paths: list[str]) -> None:
         context = self._context

@@ -24,7 +24,15 @@ from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
 from substituter.contest import NarSource, Runner
 from substituter.race import Meter, Policy, Standing, Way
-from substituter.schedule import HTTP_AT_ONCE, SWARM_AT_ONCE, Entry, choose, order, preferred
+from substituter.schedule import (
+    HTTP_AT_ONCE,
+    SWARM_AT_ONCE,
+    Entry,
+    Waiting,
+    choose,
+    order,
+    preferred,
+)
 from substituter.spool import Spool, SpoolFile
 
 _LOOK: Final = 0.05
@@ -286,7 +294,7 @@ class Prefetcher:
         self._closed = False
         self._known: dict[str, Narinfo] = {}
         self._taken: set[str] = set()
-        self._waiting: dict[str, Entry] = {}
+        self._waiting = Waiting(policy)
         self._running: dict[Way, dict[Entry, Ahead]] = {way: {} for way in Way}
         self._here: dict[str, Ahead] = {}
         self._threads: dict[Way, int] = dict.fromkeys(Way, 0)
@@ -299,7 +307,7 @@ class Prefetcher:
             self._closed = True
             running = [ahead for each in self._running.values() for ahead in each.values()]
             here, self._here = list(self._here.values()), {}
-            self._waiting.clear()
+            self._waiting = Waiting(self._policy)
             self._changed.notify_all()
         for ahead in running:
             ahead.drop()
@@ -314,8 +322,15 @@ class Prefetcher:
             for path, narinfo in new.items():
                 ways = self._ways(narinfo)
                 if path not in self._taken and ways and not self._exists(path):
-                    self._waiting[path] = Entry(path, narinfo.nar_size, ways)
-            self._sort()
+                    self._waiting.add(Entry(path, narinfo.nar_size, ways))
+            self._waiting.sort(
+                order(
+                    {
+                        path: [_store_path(path, name) for name in found.references]
+                        for path, found in self._known.items()
+                    }
+                )
+            )
             self._begin()
 
     def take(self, narinfo: Narinfo, *, begin: bool = False) -> Ahead | None:
@@ -331,7 +346,7 @@ class Prefetcher:
             self._begin_now(narinfo)
         with self._changed:
             self._taken.add(path)
-            self._waiting.pop(path, None)
+            self._waiting.pop(path)
             ahead = self._here.pop(path, None)
             for running in self._running.values():
                 for entry, each in running.items():
@@ -365,19 +380,10 @@ class Prefetcher:
 
     # Under the lock
 
-    def _sort(self) -> None:
-        """Have those that wait in the order of the whole plan."""
-        references = {
-            path: [_store_path(path, name) for name in found.references]
-            for path, found in self._known.items()
-        }
-        waiting = self._waiting
-        self._waiting = {path: waiting[path] for path in order(references) if path in waiting}
-
     def _begin(self) -> None:
         """Have as many threads as there is work for."""
         for way in Way:
-            able = sum(way in entry.ways for entry in self._waiting.values())
+            able = len(self._waiting.of(way))
             while self._threads[way] < min(_THREADS[way], able) and not self._closed:
                 self._threads[way] += 1
                 threading.Thread(
@@ -392,7 +398,7 @@ class Prefetcher:
         if Way.SWARM not in ways or preferred(self._policy, size) is not Way.SWARM:
             return
         with self._changed:
-            entry = self._waiting.pop(path, Entry(path, size, ways))
+            entry = self._waiting.pop(path) or Entry(path, size, ways)
             begun = any(entry.path == path for each in self._running.values() for entry in each)
             if begun or path in self._here or Way.SWARM not in entry.ways or self._closed:
                 return
@@ -418,12 +424,12 @@ class Prefetcher:
             while not self._closed:
                 rate = self._paces[way].rate
                 running: AbstractSet[Entry] = self._running[way].keys()
-                room, waiting = self._spool.room, self._waiting.values()
-                entry = choose(waiting, way, running, room, self._policy, rate, self._random)
+                room, waiting = self._spool.room, self._waiting.of(way)
+                entry = choose(waiting, way, running, room, rate, self._random)
                 if entry is None:
                     self._changed.wait()
                     continue
-                del self._waiting[entry.path]
+                self._waiting.pop(entry.path)
                 if self._exists(entry.path):
                     continue
                 ahead = self._open(entry, self._known[entry.path], way)
@@ -461,8 +467,7 @@ class Prefetcher:
                 ahead.file.close()
                 ways = entry.ways - {ahead.way}
                 if ways:
-                    self._waiting[path] = entry._replace(ways=ways)
-                    self._sort()
+                    self._waiting.add(entry._replace(ways=ways))
                     self._begin()
             self._changed.notify_all()
 

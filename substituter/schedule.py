@@ -11,8 +11,10 @@ the swarm has not, or gives up, is a server's from then on.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from bisect import insort
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import islice
 from random import Random
 from typing import Final, NamedTuple
 
@@ -38,6 +40,10 @@ FAST_AT_ONCE: Final = 4
 
 FAST: Final = 8 << 20
 """Bytes of NARs a second that are fast."""
+
+
+_LOOK_AHEAD: Final = 256
+"""Items among which one is chosen out of turn."""
 
 
 class Entry(NamedTuple):
@@ -89,47 +95,81 @@ def order(items: Mapping[str, Iterable[str]]) -> list[str]:
     return found + [path for path in items if missing[path]]
 
 
+class Waiting:
+    """Items that nobody fetches yet, for each way in the order in which they will be asked for.
+
+    Args:
+        policy: what the user wants.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._entries: dict[str, Entry] = {}
+        self._order: dict[str, int] = {}
+        self._lists: dict[Way, list[Entry]] = {way: [] for way in Way}
+
+    def add(self, entry: Entry) -> None:
+        """Add an item: to the way that is preferred, if it may come by that."""
+        self._entries[entry.path] = entry
+        insort(self._lists[self._way(entry)], entry, key=self._rank)
+
+    def pop(self, path: str) -> Entry | None:
+        """Take an item out, if it is there."""
+        entry = self._entries.pop(path, None)
+        if entry is not None:
+            self._lists[self._way(entry)].remove(entry)
+        return entry
+
+    def of(self, way: Way) -> Sequence[Entry]:
+        """Those that a way fetches."""
+        return self._lists[way]
+
+    def sort(self, paths: Iterable[str]) -> None:
+        """Have another order."""
+        self._order = {path: number for number, path in enumerate(paths)}
+        for entries in self._lists.values():
+            entries.sort(key=self._rank)
+
+    def _rank(self, entry: Entry) -> int:
+        return self._order.get(entry.path, -1)
+
+    def _way(self, entry: Entry) -> Way:
+        way = preferred(self._policy, entry.size)
+        return way if way in entry.ways else way.other
+
+
 def choose(
     entries: Iterable[Entry],
     way: Way,
     running: AbstractSet[Entry],
     room: int,
-    policy: Policy,
     rate: float | None = None,
     random: Random | None = None,
 ) -> Entry | None:
     """The next item for a way that is free, None if there is none for now.
 
     Args:
-        entries: what is still to be fetched, in the order in which it will be asked for.
+        entries: what is still to be fetched by this way, in the order in which it will be asked
+            for.
         way: the one that is free.
         running: what this way fetches now.
         room: bytes of disk.
-        policy: what the user wants.
         rate: bytes of NARs a second that this way brings lately, None if that isn't known.
         random: of large items from the swarm every second one is taken out of turn by this. Of a
             crowd that begins at the same time each then has something that others lack.
     """
-    most_large = FAST_AT_ONCE if (rate or 0.0) >= FAST else LARGE_AT_ONCE
-    most = HTTP_AT_ONCE if way is Way.HTTP else SWARM_AT_ONCE
-    if len(running) >= most:
+    if len(running) >= (HTTP_AT_ONCE if way is Way.HTTP else SWARM_AT_ONCE):
         return None
+    most = FAST_AT_ONCE if (rate or 0.0) >= FAST else LARGE_AT_ONCE
     large = sum(entry.size >= LARGE for entry in running)
-    mine = [
-        entry
-        for entry in entries
-        if way in entry.ways
-        and entry.size <= room
-        and (way is preferred(policy, entry.size) or way.other not in entry.ways)
-        and (entry.size < LARGE or large < most_large)
-    ]
-    if not mine:
-        return None
+    able = (each for each in entries if each.size <= room and (each.size < LARGE or large < most))
+    found = next(able, None)
+    if found is None or found.size < LARGE:
+        return found
     if random is not None and way is Way.SWARM and large % 2:
-        others = [entry for entry in mine if LARGE <= entry.size <= room // 2]
-        if others and mine[0].size >= LARGE:
-            return random.choice(others)
-    return mine[0]
+        others = [each for each in islice(able, _LOOK_AHEAD) if LARGE <= each.size <= room // 2]
+        return random.choice([found, *others])
+    return found
 
 
 def _name(path: str) -> str:

@@ -17,6 +17,7 @@ from substituter.schedule import (
     SWARM_AT_ONCE,
     TINY,
     Entry,
+    Waiting,
     choose,
     order,
     preferred,
@@ -74,18 +75,35 @@ def test_a_circle_is_not_lost() -> None:
     ]
 
 
+def waiting(*entries: Entry) -> Waiting:
+    """Items that are to be fetched."""
+    made = Waiting(Policy.RACE)
+    for each in entries:
+        made.add(each)
+    return made
+
+
 def test_each_way_takes_its_own_in_order() -> None:
     """Large ones aren't in the way of small ones, nor the other way round."""
-    large, small = entry(TINY + 1, number=1), entry(TINY, number=2)
-    assert choose([large, small], Way.HTTP, set(), ROOM, Policy.RACE) == small
-    assert choose([large, small], Way.SWARM, set(), ROOM, Policy.RACE) == large
+    items = [entry(TINY, number=1), entry(TINY + 1, number=2), entry(TINY, number=3)]
+    made = waiting(*items)
+    made.sort([items[2].path, items[1].path, items[0].path])
+    assert made.of(Way.HTTP) == [items[2], items[0]]
+    assert made.of(Way.SWARM) == [items[1]]
+    assert made.pop(items[2].path) == items[2]
+    assert made.pop(items[2].path) is None
+    assert made.of(Way.HTTP) == [items[0]]
 
 
-def test_what_one_way_has_not_is_the_others() -> None:
+def test_what_one_way_has_not_is_the_others_in_its_order() -> None:
     """An item that only one way is left for is that one's, whatever its size."""
-    large, small = entry(LARGE, HTTP, 1), entry(TINY, SWARM, 2)
-    assert choose([small, large], Way.HTTP, set(), ROOM, Policy.RACE) == large
-    assert choose([small, large], Way.SWARM, set(), ROOM, Policy.RACE) == small
+    items = [entry(LARGE, HTTP, 1), entry(TINY, SWARM, 2), entry(TINY, number=3)]
+    made = waiting()
+    made.sort([item.path for item in items])
+    for item in reversed(items):
+        made.add(item)
+    assert made.of(Way.HTTP) == [items[0], items[2]]
+    assert made.of(Way.SWARM) == [items[1]]
 
 
 @pytest.mark.parametrize(("way", "most"), [(Way.HTTP, HTTP_AT_ONCE), (Way.SWARM, SWARM_AT_ONCE)])
@@ -93,9 +111,9 @@ def test_each_way_has_its_limit(way: Way, most: int) -> None:
     """Servers are asked by a few connections."""
     wanted = entry(1, frozenset({way}), 100)
     running = {entry(1, number=number) for number in range(most)}
-    assert choose([wanted], way, running, ROOM, Policy.RACE) is None
+    assert choose([wanted], way, running, ROOM) is None
     running.pop()
-    assert choose([wanted], way, running, ROOM, Policy.RACE) == wanted
+    assert choose([wanted], way, running, ROOM) == wanted
 
 
 @pytest.mark.parametrize(
@@ -106,29 +124,28 @@ def test_few_large_ones_at_a_time(rate: float | None, most: int) -> None:
     """The next ones wait, smaller ones behind them don't; more run where bytes come fast."""
     running = {entry(LARGE, number=number) for number in range(most)}
     large, smaller = entry(LARGE, number=98), entry(LARGE - 1, number=99)
-    assert choose([large, smaller], Way.SWARM, running, ROOM, Policy.RACE, rate) == smaller
+    assert choose([large, smaller], Way.SWARM, running, ROOM, rate) == smaller
     running.pop()
-    assert choose([large, smaller], Way.SWARM, running, ROOM, Policy.RACE, rate) == large
+    assert choose([large, smaller], Way.SWARM, running, ROOM, rate) == large
 
 
 @pytest.mark.parametrize(("room", "fits"), [(999, False), (1000, True), (1001, True)])
 def test_what_does_not_fit_waits(room: int, *, fits: bool) -> None:
     """Items take disk until they are asked for."""
     wanted = entry(1000)
-    assert choose([wanted], Way.HTTP, set(), room, Policy.RACE) == (wanted if fits else None)
+    assert choose([wanted], Way.HTTP, set(), room) == (wanted if fits else None)
 
 
 def test_a_crowd_spreads() -> None:
     """The first is taken in turn, and the next one beside it anywhere: large ones of the swarm."""
     items = [entry(LARGE, number=number) for number in range(100)]
-    assert choose(items, Way.SWARM, set(), ROOM, Policy.RACE, None, dice(1)) == items[0]
+    assert choose(items, Way.SWARM, set(), ROOM, None, dice(1)) == items[0]
     chosen = {
-        choose(items[1:], Way.SWARM, {items[0]}, ROOM, Policy.RACE, None, dice(seed))
-        for seed in range(20)
+        choose(items[1:], Way.SWARM, {items[0]}, ROOM, None, dice(seed)) for seed in range(20)
     }
     assert len(chosen) > 10
     small = entry(LARGE - 1, number=100)
-    found = choose([small, *items[1:]], Way.SWARM, {items[0]}, ROOM, Policy.RACE, None, dice(1))
+    found = choose([small, *items[1:]], Way.SWARM, {items[0]}, ROOM, None, dice(1))
     assert found == small
 
 
@@ -136,4 +153,4 @@ def test_what_is_taken_out_of_turn_leaves_room() -> None:
     """What comes next must not have to wait for what comes last."""
     items = [entry(LARGE, number=1), *(entry(2 * LARGE, number=number) for number in range(2, 9))]
     running, room = {entry(LARGE, number=0)}, 3 * LARGE
-    assert choose(items, Way.SWARM, running, room, Policy.RACE, None, dice(1)) == items[0]
+    assert choose(items, Way.SWARM, running, room, None, dice(1)) == items[0]
