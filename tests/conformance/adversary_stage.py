@@ -57,13 +57,11 @@ class Stage:
             f'trackers = ["{self.tracker.url}/announce"]',
             'first_byte_timeout = "1 s"',
             'stall_timeout = "1 s"',
-            'patience = "6 s"',
+            'patience = "10 s"',
             'query_timeout = "5 s"',
         ]
-        noise = random.Random(name).randbytes(SIZE)  # noqa: S311 -- a sample
-        tree = nars.directory((b"file", nars.regular(noise)))
         self.name = "".join(c if c.isalnum() else "-" for c in name)
-        self.item = self.make("attacked", nars.archive(tree))
+        self.item = self.make("attacked", self.noise(name))
         self._swarm = swarm
         self._closing: list[Callable[[], None]] = []
 
@@ -86,6 +84,11 @@ class Stage:
         unsigned = unsigned.replace(b"/gnu/store/" + b"0" * 32 + b"-x", path.encode(), 1)
         signed = narinfo.sign(unsigned, self.key, "test")
         return Item(path, nar, signed)
+
+    def noise(self, name: str) -> bytes:
+        """The NAR of a directory with a file that doesn't compress."""
+        noise = random.Random(name).randbytes(SIZE)  # noqa: S311 -- a sample
+        return nars.archive(nars.directory((b"file", nars.regular(noise))))
 
     def narinfo(self, item: Item | None = None, *urls: str, kind: str = "none") -> bytes:
         """A true narinfo with these places of the NAR."""

@@ -34,6 +34,19 @@ MEMORY = 200 * 10**6
 SECONDS = 45.0
 """For one item on a busy machine; the limits of the table are far below."""
 
+BY_NAME = {case.name: case for case in CASES}
+PLANNED = [
+    BY_NAME[f"A server of NARs: {attack}"]
+    for attack in (
+        "sends another NAR",
+        "sends 1 GiB of zeros as zstd",
+        "sends a NAR with an entry ..",
+        "drips, and a swarm has the item",
+        "closes in the middle",
+    )
+]
+"""What a plan is made of; these cases need no settings of their own."""
+
 LINES = 4
 """Lines that a user may have to read about one item, or one for each source that lied."""
 
@@ -64,18 +77,58 @@ def test_adversary(case: Case, tmp_path: Path, key: KeyPair, swarm: Swarm) -> No
         stage.close()
 
 
+def test_a_plan_of_hostile_items(tmp_path: Path, key: KeyPair, swarm: Swarm) -> None:
+    """What is fetched ahead is as hostile as the rest, and harms the items between no more."""
+    sentinel = Sentinel(tmp_path)
+    stage = Stage(tmp_path, key, swarm, "a plan")
+    try:
+        items = []
+        for index, case in enumerate(PLANNED):
+            stage.item = stage.make(f"planned-{index}", stage.noise(f"planned-{index}"))
+            case.prepare(stage)
+            items.append(stage.item)
+        items.append(stage.offer_good())
+        environ = _environ(stage)
+        with Helper(["substitute", "--query"], environ) as helper:
+            helper.send(f"info {' '.join(item.path for item in items)} ")
+            answer = helper.receive()
+            while not answer.endswith("\n\n"):
+                answer += helper.receive()
+            assert all(f"{item.path}\n" in answer for item in items)
+            assert helper.end() == 0
+        with Helper(["substitute", "--substitute"], environ) as helper:
+            for item in items:
+                status = _get(helper, item, sentinel.store / item.path[44:])
+                assert status == _success(item), item.path
+            memory = peak_memory(helper.pid)
+            assert helper.end() == 0
+        assert memory < MEMORY
+        assert "internal error" not in helper.shown
+    finally:
+        stage.close()
+
+
+def test_a_query_is_answered_whoever_hangs(tmp_path: Path, key: KeyPair, swarm: Swarm) -> None:
+    """Neither servers nor trackers that take connections and say nothing hold a query up."""
+    stage = Stage(tmp_path, key, swarm, "a query")
+    try:
+        for site in (stage.server, stage.second):
+            stage.answer(site, stage.raw(pause=1))
+        path = f"/v1/narinfo/{stage.item.hash_part}.narinfo"
+        stage.tracker.bodies[path] = stage.raw(pause=1)
+        with Helper(["substitute", "--query"], _environ(stage)) as helper:
+            # `receive` fails after 30 seconds; the limit is 5.
+            helper.send(f"info {stage.item.path} ")
+            assert helper.receive() == "\n"
+            helper.send(f"have {stage.item.path} ")
+            assert helper.receive() == "\n"
+            assert helper.end() == 0
+    finally:
+        stage.close()
+
+
 def _play(case: Case, stage: Stage, good: Item, sentinel: Sentinel) -> None:
-    (stage.directory / "acl").write_bytes(acl.render([sexp.parse(stage.key.public)]))
-    settings = SubstituterSettings(
-        state=stage.directory / "state", acl=stage.directory / "acl", guix=Path("/bin/false")
-    )
-    settings.state.mkdir()
-    file = config(settings, stage.directory / "narswarm.toml", *stage.lines)
-    environ = {
-        "PATH": "/nonexistent",
-        "NARSWARM_CONFIG": str(file),
-        "_NIX_OPTIONS": f"substitute-urls={' '.join(stage.urls)}\nprint-extended-build-trace=1\n",
-    }
+    environ = _environ(stage)
     before = sentinel.look()
     with Helper(["substitute", "--substitute"], environ) as helper:
         begin = time.monotonic()
@@ -105,10 +158,25 @@ def _play(case: Case, stage: Stage, good: Item, sentinel: Sentinel) -> None:
     assert set(after.pop("items")) == expected
     del before["items"]
     assert after == before
-    downloads = settings.state / "downloads"
+    downloads = stage.directory / "state" / "downloads"
     assert not downloads.exists() or not list(downloads.iterdir())
     assert memory < MEMORY
     assert elapsed < SECONDS
+
+
+def _environ(stage: Stage) -> dict[str, str]:
+    (stage.directory / "acl").write_bytes(acl.render([sexp.parse(stage.key.public)]))
+    state = stage.directory / "state"
+    settings = SubstituterSettings(
+        state=state, acl=stage.directory / "acl", guix=Path("/bin/false")
+    )
+    state.mkdir()
+    file = config(settings, stage.directory / "narswarm.toml", *stage.lines)
+    return {
+        "PATH": "/nonexistent",
+        "NARSWARM_CONFIG": str(file),
+        "_NIX_OPTIONS": f"substitute-urls={' '.join(stage.urls)}\nprint-extended-build-trace=1\n",
+    }
 
 
 def _get(helper: Helper, item: Item, destination: Path) -> str:
