@@ -156,7 +156,6 @@ def test_refusals(shared: Server, target: str, reason: str) -> None:
     [
         ("POST", "/announce", 405),
         ("PUT", "/scrape", 405),
-        ("GET", "/", 404),
         ("GET", "/announce/", 404),
         ("GET", "/v1/nar/x", 404),
         ("GET", f"/v1/nar/{'e' * 52}", 400),
