@@ -248,8 +248,14 @@ class Item:
                 self._judge(contest.used[0], narinfo, error, seen=True)
                 return False
             self._report.note(str(_known(self._path, error)))
-            # Which of them was it? Each is taken alone.
-            return any(self._alone(source, narinfo, gate) for source in contest.used)
+            # Which of them was it? Each is taken alone, those first that have overtaken others.
+            for source in reversed(contest.used):
+                if self._alone(source, narinfo, gate):
+                    others = [other for other in contest.used if other is not source]
+                    if len(others) == 1:
+                        self._judge(others[0], narinfo, error, seen=True)
+                    return True
+            return False
         finally:
             contest.close()
             ahead, self._ahead = self._ahead, None
