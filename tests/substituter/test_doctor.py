@@ -25,14 +25,14 @@ from tests.substituter.test_commands import Run
 from tests.substituter.test_daemonprocess import process
 
 INDEX = f"/v1/nar/{base32.encode(bytes(32))}"
-NOW = float(int(time.time()))
-"""The site dates its answers by the real clock."""
 
 
 class Machine:
     """A machine on which all is well, until a test breaks something."""
 
     def __init__(self, directory: Path, settings: SubstituterSettings, site: Site) -> None:
+        # The site dates its answers by the real clock.
+        self.now = float(int(time.time()))
         self.proc = directory / "proc"
         self.site = site
         self.settings = settings
@@ -59,7 +59,7 @@ class Machine:
             process(self.proc, 5, *self.argv, environ=text, uid=os.geteuid())
         environ = {"NARSWARM_CONFIG": str(self.config)}
         with HttpClient(5.0) as client:
-            found = list(doctor.examine(client, environ, proc=self.proc, now=lambda: NOW))
+            found = list(doctor.examine(client, environ, proc=self.proc, now=lambda: self.now))
         self.conclusion = doctor.conclusion(found)
         return {each.check.partition(" ")[0]: each for each in found}
 
@@ -224,7 +224,7 @@ def test_clocks_that_differ(machine: Machine, skew: int, warns: bool) -> None:
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response_only(404)
-        handler.send_header("Date", formatdate(NOW + skew, usegmt=True))
+        handler.send_header("Date", formatdate(machine.now + skew, usegmt=True))
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
