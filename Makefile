@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
+# Test files that run at a time; those with nodes run alone.
+JOBS ?= 2
 
 .PHONY: venv demo lint manual unit e2e test clean
 
@@ -24,14 +26,13 @@ manual: venv
 	$(BIN)/python scripts/manual.py
 
 unit: venv
-	$(BIN)/python -m pytest -m "not e2e" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not e2e" -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 # Real guix-daemons and torrent clients in namespaces; needs root.
 e2e: venv
 	$(BIN)/python -m pytest -m e2e $(PYTEST_ARGS)
 
-test: lint venv
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: lint unit e2e
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
