@@ -143,7 +143,7 @@ for _hostile in nars.HOSTILE:
     )(partial(_server_nar, hostile=_hostile))
 
 
-@case(SERVER, "stops in the middle", FROM_NEXT, "10 s without a byte", says="timed out|stalled|")
+@case(SERVER, "stops in the middle", FROM_NEXT, "10 s without a byte")
 def _(stage: Stage) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(stage.item.nar)
     stage.serve(stage.raw(head + stage.item.nar[: SIZE // 2], pause=1))
@@ -178,7 +178,6 @@ def _(stage: Stage) -> None:
     "drips, and another server has the item",
     FROM_NEXT,
     "4 KiB a second on average, after 20 s",
-    says="timed out",
 )
 def _(stage: Stage) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(stage.item.nar)
@@ -186,14 +185,14 @@ def _(stage: Stage) -> None:
     stage.honest()
 
 
-@case(SERVER, "sends a bad chunk", FROM_NEXT, "what came", says="ended before its end")
+@case(SERVER, "sends a bad chunk", FROM_NEXT, "what came")
 def _(stage: Stage) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     stage.serve(stage.raw(head + b"10\r\n" + stage.item.nar[:16] + b"\r\nzz\r\n"))
     stage.honest()
 
 
-@case(SERVER, "sends a NAR that never ends", FROM_NEXT, "NarSize bytes", says="")
+@case(SERVER, "sends a NAR that never ends", FROM_NEXT, "NarSize bytes")
 def _(stage: Stage) -> None:
     head = b"HTTP/1.1 200 OK\r\n\r\n" + nars.ENDLESS
     stage.serve(stage.raw(head, again=bytes(65536)))

@@ -18,7 +18,8 @@ class Case(NamedTuple):
         outcome: what happens, in words.
         bound: what limits the harm, in words.
         arrives: whether the item comes all the same.
-        says: what the user reads, a regular expression; empty where nothing is to be said.
+        says: what the user reads, a regular expression; empty where nothing has to be said, as
+            when another source makes up for one that broke off.
         prepare: sets the stage.
     """
 
