@@ -114,15 +114,16 @@ def test_a_disk_is_full(fleet: Deployment) -> None:
 
 def test_a_publishers_key_is_stolen(fleet: Deployment) -> None:
     """Trackers that name publishers take the new key, and the old one's word doesn't count."""
-    renew, tell, block = guide.blocks("A publisher's key is lost or stolen")
+    make, tell, use, block = guide.blocks("A publisher's key is lost or stolen")
     old, other = _publisher(fleet, "s2"), _publisher(fleet, "s1")
     assert old in _publishers(fleet, "box2")
-    _follow(fleet, renew)
-    new = _publisher(fleet, "s2")
+    new = _follow(fleet, make).strip()
     assert new != old
     fleet.settings["tracker"] = {"publishers": [new, other]}
     fleet.prepare(fleet.wheel)
     _follow(fleet, tell)
+    _follow(fleet, use)
+    assert _publisher(fleet, "s2") == new
     _follow(fleet, block, OLD_KEY=old)
     wait_for("the claim by the new key", lambda: new in _publishers(fleet, "box2"), 90)
     assert old not in _publishers(fleet, "box2")
@@ -205,7 +206,7 @@ def test_the_guide_has_nothing_but_what_is_followed() -> None:
     assert {title: len(guide.blocks(title)) for title in titles} == {
         "A machine restarts": 2,
         "A disk is full": 3,
-        "A publisher's key is lost or stolen": 3,
+        "A publisher's key is lost or stolen": 4,
         "A substitute server's signing key changes": 2,
         "A tracker is lost": 3,
     }
