@@ -64,7 +64,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     tracker, (port,) = start_tracker(directory, ["127.0.0.1:0"], "--open")
     settings = directory / "seeder.toml"
     settings.write_text(
-        f"[seeder]\nstate = '{directory}/state'\nnars = '{directory}/nars'\nacl = '{directory}/acl'\n"
+        f"[seeder]\nstate = '{directory}/state'\nnars = '{directory}/nars'\n"
+        f"acl = '{directory}/acl'\n"
         f"trackers = ['http://127.0.0.1:{port}/announce']\nlisten = ['127.0.0.1:0']\n"
         f"web = '127.0.0.1:{web}'\nsubstitute_urls = []\nprivate_network = true\n"
         f"dht = false\nlsd = false\nupnp = false\nsocket = '{directory}/seeder.sock'\n"
