@@ -176,6 +176,8 @@ def _is_own(url: str, address: tuple[str, int]) -> bool:
         return False
     if target.port != address[1]:
         return False
+    if target.host == "localhost":  # also where no file says so (RFC 6761)
+        return True
     try:
         found = {each[4][0] for each in socket.getaddrinfo(target.host, target.port)}
     except OSError:
