@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 # Test files that run at a time; those with nodes run alone.
 JOBS ?= 2
 
-.PHONY: venv demo lint manual unit e2e test clean
+.PHONY: venv demo lint manual unit e2e fleet test clean
 
 venv:
 	@scripts/make-venv $(VENV) $(PYTHON)
@@ -26,11 +26,15 @@ manual: venv
 	$(BIN)/python scripts/manual.py
 
 unit: venv
-	$(BIN)/python -m pytest -m "not e2e" -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not e2e and not fleet" -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 # Real guix-daemons and torrent clients in namespaces; needs root.
 e2e: venv
 	$(BIN)/python -m pytest -m e2e $(PYTEST_ARGS)
+
+# A fleet of machines booted by systemd, deployed by the roles of ansible/; needs root.
+fleet: venv
+	$(BIN)/python -m pytest -m fleet $(PYTEST_ARGS)
 
 test: lint unit e2e
 

@@ -18,7 +18,7 @@ from tests.e2e.rig.nodes import wait_for
 from tests.fleet import wheels
 from tests.fleet.conftest import Deployed
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.fleet
 
 TRACKERS = ("t1", "t2")
 BOXES = ("s1", "s2")

@@ -19,7 +19,7 @@ from tests.fleet.conftest import Deployed
 from tests.fleet.deployment import Deployment
 from tests.fleet.guide import HERE, Block
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.fleet
 
 STATE = "/var/lib/narswarm/seeder"
 
