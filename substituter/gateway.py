@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import zstandard
@@ -307,15 +307,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-class _Source:
+class _Source(Protocol):
     """A body that can be read from any place."""
 
     def blocks(self, start: int) -> Iterator[bytes]:
         """The bytes from `start` on."""
-        raise NotImplementedError
+        ...
 
 
-class _Stored(_Source):
+class _Stored:
     """The payload as it is."""
 
     def __init__(self, payload: Payload, serial: int) -> None:
@@ -330,7 +330,7 @@ class _Stored(_Source):
             yield block
 
 
-class _Decompressed(_Source):
+class _Decompressed:
     """The NAR in a payload; it is the same in whichever payload, so a change doesn't matter."""
 
     def __init__(self, payload: Payload, narinfo: Narinfo) -> None:
@@ -363,7 +363,7 @@ class _Decompressed(_Source):
             return
 
 
-class _Compressed(_Source):
+class _Compressed:
     """A NAR that came in another way, as zstd."""
 
     def __init__(self, payload: Payload, narinfo: Narinfo) -> None:

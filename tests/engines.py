@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import shutil
@@ -23,7 +24,7 @@ _USER = "nobody"
 """Who runs PostgreSQL when the tests are root's: it refuses root."""
 
 
-class Engine:
+class Engine(abc.ABC):
     """A server that a test may stop, kill and start again, on the same port with the same data.
 
     Args:
@@ -54,9 +55,9 @@ class Engine:
             assert time.monotonic() < give_up, f"{self._command[0]} does not start"
             time.sleep(0.01)
 
+    @abc.abstractmethod
     def _answers(self) -> bool:
         """Whether it says that it is ready; subclasses ask in its own words."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """End it at once with all its processes; one that doesn't run is all right."""
