@@ -48,6 +48,7 @@ class Session:
         self._lock = threading.Lock()
         self._kept: deque[Download] = deque()
         self.downloads = settings.state / "downloads"
+        self._temporary: Path | None = None
 
     @property
     def ahead(self) -> Path:
@@ -96,6 +97,8 @@ class Session:
         if self._swarm is not None:
             self._swarm.close()
         _remove(self.downloads / f"{_AHEAD}{os.getpid()}")
+        if self._temporary is not None:
+            _remove(self._temporary)
 
     def save(self) -> None:
         """Keep the DHT's nodes for the next helper, which then knows its way at once.
@@ -164,7 +167,7 @@ class Session:
 
         try:
             # Not resumable, but it works.
-            self.downloads = Path(tempfile.mkdtemp(prefix="narswarm-"))
+            self.downloads = self._temporary = Path(tempfile.mkdtemp(prefix="narswarm-"))
         except OSError as error:
             raise NarswarmError(self.downloads, error.strerror or str(error)) from error
 

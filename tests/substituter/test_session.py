@@ -138,6 +138,8 @@ def test_a_state_directory_that_cannot_be_made_is_replaced(
     session.swarm()
     assert session.downloads.parent == temporary
     assert session.downloads.stat().st_mode & 0o777 == 0o700
+    session.close()
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_directory_of_another_user_is_replaced(
