@@ -149,13 +149,15 @@ def test_collected_while_it_is_sent(
     site.node.run("seeder", "add", site.items["collected"])
     wait_for("both seeders", lambda: {site.node.address, second.address} <= peers(), 60)
     assert (site.index("collected") or {})["holders"] == 2
-    site.nar_hash("collected")
+    payload = f"{site.nar_hash('collected')}.nar.zst"
+    find = ("find", STATE, "-name", payload)
+    assert site.node.run(*find).stdout
     metadata = guix.metadata(site.node, site.items["collected"])
     b = fetcher(policy="swarm-only")
     build = b.node.spawn("build", "guix", "build", site.items["collected"])
     wait_for("an upload", lambda: site.uploaded() > 4 * MIB)
     site.node.run("guix", "gc", "-D", site.items["collected"])
-    wait_for("the end of its seed", lambda: site.status()["payloads"] == 0)
+    wait_for("the end of its payload", lambda: not site.node.run(*find).stdout)
     build.wait(60)
     print(build.tail())
     assert b.has("collected")
