@@ -7,15 +7,22 @@ from then on; a new one is only taken if it may carry the NAR at all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    InvalidStateError,
+    ThreadPoolExecutor,
+    wait,
+)
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from narswarm import base32, metainfo
 from narswarm.errors import NarswarmError, NetworkError
@@ -134,6 +141,7 @@ class Torrents:
         cancelled: threading.Event | None = None,
         *,
         patient: bool = False,
+        preparing: Callable[[], None] | None = None,
     ) -> Iterator[Candidate]:
         """Those that trackers name, as their answers come in; each is kept.
 
@@ -148,13 +156,16 @@ class Torrents:
             cancelled: ends the search when it is set.
             patient: while somebody prepares one, the search takes longer, by the time that it
                 takes to read and compress so large a NAR.
+            preparing: called once, by whoever looks for the next one, as soon as a tracker has
+                somebody prepare one, or seed one that nobody seeds.
         """
         from narswarm.trackerclient import PreparingError  # noqa: PLC0415 - see `_ask_one`
 
         cancelled = cancelled or threading.Event()
         deadline = time.monotonic() + timeout
         extra = nar_size / MAKING_RATE if patient else 0.0
-        pending = self._submit(self._trackers, nar_hash, nar_size, wait=True)
+        notice: Future[None] = Future()
+        pending = self._submit(self._trackers, nar_hash, nar_size, notice)
         again: dict[_Tracker, float] = {}
         pauses: dict[_Tracker, float] = {}
         seen: set[str] = set()
@@ -162,11 +173,17 @@ class Torrents:
             while (pending or again) and not cancelled.is_set():
                 now = time.monotonic()
                 due = [tracker for tracker, when in again.items() if when <= now]
-                pending |= self._submit(due, nar_hash, nar_size, wait=True)
+                pending |= self._submit(due, nar_hash, nar_size, notice)
                 for tracker in due:
                     del again[tracker]
                 left = max(0.0, min([deadline, now + _PAUSE, *again.values()]) - now)
-                done = wait(pending, left, FIRST_COMPLETED).done
+                awaited: set[Future[Any]] = {*pending}
+                if preparing is not None and pending:
+                    awaited.add(notice)
+                done = wait(awaited, left, FIRST_COMPLETED).done - {notice}
+                if preparing is not None and notice.done():
+                    preparing()
+                    preparing = None
                 if not pending:
                     cancelled.wait(left)
                 if not done and time.monotonic() >= deadline:
@@ -190,7 +207,7 @@ class Torrents:
 
     def learn(self, nar_hash: bytes, nar_size: int, warn: Callable[[str], None]) -> None:
         """Have the trackers asked in the background, and keep what they name."""
-        for future in self._submit(self._trackers, nar_hash, nar_size, wait=False):
+        for future in self._submit(self._trackers, nar_hash, nar_size, None):
             future.add_done_callback(lambda future: future.cancelled() or _result(future, warn))
 
     def refuse(self, nar_hash: bytes, infohash: str) -> None:
@@ -219,17 +236,22 @@ class Torrents:
             pass  # nothing there, or another process is at it
 
     def _submit(
-        self, trackers: Iterable[_Tracker], nar_hash: bytes, nar_size: int, *, wait: bool
+        self,
+        trackers: Iterable[_Tracker],
+        nar_hash: bytes,
+        nar_size: int,
+        notice: Future[None] | None,
     ) -> dict[Future[list[Candidate]], _Tracker]:
         return {
-            tracker.executor.submit(self._ask_one, tracker, nar_hash, nar_size, wait=wait): tracker
+            tracker.executor.submit(self._ask_one, tracker, nar_hash, nar_size, notice): tracker
             for tracker in trackers
             if not tracker.is_down()
         }
 
     def _ask_one(
-        self, tracker: _Tracker, nar_hash: bytes, nar_size: int, *, wait: bool
+        self, tracker: _Tracker, nar_hash: bytes, nar_size: int, notice: Future[None] | None
     ) -> list[Candidate]:
+        """What a tracker names; NOTICE is of whoever waits for it, and told of preparations."""
         # Not at the top: a helper without trackers starts sooner.
         from narswarm.trackerclient import PreparingError  # noqa: PLC0415
 
@@ -245,7 +267,11 @@ class Torrents:
                 if not entry or not entry.holders or any(each.seeders for each in entry.torrents):
                     break
                 # Asking is what has one of the holders seed it.
-                made = tracker.prepare(nar_hash, wait=wait and not entry.torrents)
+                if notice is not None:
+                    with contextlib.suppress(InvalidStateError):  # another tracker was first
+                        notice.set_result(None)
+                waits = notice is not None and not entry.torrents
+                made = tracker.prepare(nar_hash, wait=waits)
                 if entry.torrents or not made:
                     break
         except PreparingError:

@@ -175,6 +175,7 @@ class Fetching:
         self._serial = 0
         self._contiguous = 0
         self._complete = False
+        self._preparing = False
         self._failure: NarswarmError | None = None
         self._progress = Progress(0, 0, 0, 0, 0.0, 0)
         self._heard = self._started = time.monotonic()
@@ -197,6 +198,15 @@ class Fetching:
     def source_now(self) -> Source | None:
         """The torrent that is being used; None as long as none was found."""
         return self._source
+
+    @property
+    def preparing(self) -> bool:
+        """Whether somebody makes the payload, or is about to seed it, as a tracker says.
+
+        So it is worth waiting although no byte has come: known before there is a torrent, and not
+        said any more once bytes come. `source` and `chunks` take in what the seeder says.
+        """
+        return self._preparing
 
     def source(self, timeout: float) -> Source:
         """Wait until a torrent was found.
@@ -320,20 +330,22 @@ class Fetching:
                 self._file, self._source = descriptor, source
                 self._serial += 1
                 self._contiguous = 0
-                self._complete = False
+                self._complete = self._preparing = False
                 self._progress = Progress(0, source.length, 0, 0, 0.0, 0)
-            elif self._source is None:
-                raise ValueError
             elif event == "progress":
-                self._contiguous = min(int(answer["contiguous"]), self._source.length)
+                length = self._source.length if self._source is not None else 0
+                self._contiguous = min(int(answer["contiguous"]), length)
+                self._preparing = answer.get("preparing") is True
                 self._progress = Progress(
                     done=int(answer["done"]),
-                    total=self._source.length,
+                    total=length,
                     peers=int(answer["peers"]),
                     rate=int(answer["rate"]),
                     idle=float(answer["idle"]),
                     received=int(answer["received"]),
                 )
+            elif self._source is None:
+                raise ValueError
             elif event == "done":
                 self._contiguous = self._source.length
                 self._complete = True

@@ -58,7 +58,7 @@ class FetchControl:
                     conversation.send({"event": "done"})
                 elif view.error is not None:
                     raise NotFoundError(wanted.store_path, view.error.reason)
-                elif view.serial:
+                elif view.serial or view.preparing:
                     conversation.send({"event": "progress", **_progress(view)})
                 told = view
                 if not view.complete:
@@ -143,4 +143,5 @@ def _progress(view: View) -> dict[str, Any]:
         "rate": progress.rate,
         "idle": round(progress.idle, 3),
         "received": max(progress.received, view.contiguous),
+        "preparing": view.preparing,
     }

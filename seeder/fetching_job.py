@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from narswarm import webseeds
-from narswarm.candidates import Candidate
+from narswarm.candidates import MAKING_RATE, Candidate
 from narswarm.download import Download, Progress
 from narswarm.errors import NarswarmError, NetworkError, NotFoundError
 from narswarm.fetchclient import Wanted
@@ -78,6 +78,7 @@ class Finds(Protocol):
         cancelled: threading.Event | None = None,
         *,
         patient: bool = False,
+        preparing: Callable[[], None] | None = None,
     ) -> Iterator[Candidate]:
         """Those that trackers name."""
 
@@ -99,6 +100,7 @@ class View:
         progress: as of the last look.
         complete: all of it is there.
         error: why no more will come.
+        preparing: nothing has come, but a tracker has somebody make the payload or seed it.
     """
 
     serial: int = 0
@@ -110,6 +112,7 @@ class View:
     progress: Progress = NOTHING
     complete: bool = False
     error: NarswarmError | None = None
+    preparing: bool = False
 
     @property
     def over(self) -> bool:
@@ -255,7 +258,13 @@ class Job:
             seen.add(candidate.infohash)
             yield candidate
         for candidate in self._torrents.ask(
-            wanted.nar_hash, wanted.nar_size, PATIENCE, log.info, self._cancelled, patient=True
+            wanted.nar_hash,
+            wanted.nar_size,
+            PATIENCE,
+            log.info,
+            self._cancelled,
+            patient=True,
+            preparing=lambda: self._show(replace(self.view, preparing=True)),
         ):
             if candidate.infohash not in seen:
                 seen.add(candidate.infohash)
@@ -306,7 +315,7 @@ class Job:
                 raise NetworkError(download.name, download.failure)
             now = time.monotonic()
             if download.stored > self.view.contiguous:
-                self._show(replace(self.view, contiguous=download.stored))
+                self._show(replace(self.view, contiguous=download.stored, preparing=False))
             # The first bytes and the last at once, others as often as is useful.
             urgent = not download.stored or download.verified == download.length
             if download.verified > download.stored and (urgent or now - flushed >= FLUSH):
@@ -315,20 +324,30 @@ class Job:
             if now - looked >= LOOK:
                 looked = now
                 progress = download.look()
-                self._show(replace(self.view, progress=progress))
+                preparing = self.view.preparing and not progress.received
+                self._show(replace(self.view, progress=progress, preparing=preparing))
                 if progress.idle > (STALL if progress.received else FIRST_BYTE) and not patient:
                     other = next(others, None)
                     if other is not None:
                         return other
                     patient = True
-                if progress.idle > PATIENCE:
+                making = self.wanted.nar_size / MAKING_RATE if self.view.preparing else 0.0
+                if progress.idle > PATIENCE + making:
                     raise NetworkError(
                         download.name,
                         f"stalled at {progress.done} of {progress.total} bytes "
                         f"with {progress.peers} peers",
                     )
         done = replace(NOTHING, done=download.length, total=download.length)
-        self._show(replace(self.view, contiguous=download.length, progress=done, complete=True))
+        self._show(
+            replace(
+                self.view,
+                contiguous=download.length,
+                progress=done,
+                complete=True,
+                preparing=False,
+            )
+        )
         return None
 
     def _check_cancelled(self) -> None:

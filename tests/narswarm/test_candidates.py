@@ -566,6 +566,50 @@ def test_a_torrent_that_is_prepared_is_waited_for(
     assert site.requests[:4] == [base, f"{base}.torrent?wait={module.WAIT}"] * 2
 
 
+@pytest.mark.usefixtures("at_once")
+def test_who_waits_is_told_that_it_is_prepared(
+    of: Callable[..., Torrents], site: Site, second: Site, item: Item, tmp_path: Path
+) -> None:
+    """Once, and at once: while the first tracker that has somebody prepare it still waits."""
+    good = torrent(item, tmp_path)
+    told = threading.Event()
+    notices: list[None] = []
+
+    def serve_when_told() -> None:
+        assert told.wait(30)
+        serve(site, item, good)
+
+    def notice() -> None:
+        notices.append(None)
+        told.set()
+
+    for each in (site, second):
+        preparing(each, item, 1, serve_when_told)
+    torrents = of(site, second)
+    found = torrents.ask(item.nar_hash, len(item.nar), 30.0, print, preparing=notice)
+    assert next(found).torrent == good
+    assert len(notices) == 1
+
+
+def test_nobody_is_told_of_what_is_seeded(
+    of: Callable[..., Torrents], site: Site, item: Item, tmp_path: Path
+) -> None:
+    """There is nothing to wait for where there is a torrent with seeds, or nothing at all."""
+    notices: list[str] = []
+    torrents = of(site)
+
+    def look() -> int:
+        found = torrents.ask(
+            item.nar_hash, len(item.nar), 30.0, print, preparing=lambda: notices.append("told")
+        )
+        return len(list(found))
+
+    assert look() == 0
+    serve(site, item, torrent(item, tmp_path))
+    assert look() == 1
+    assert notices == []
+
+
 def test_a_search_is_cancelled(of: Callable[..., Torrents], site: Site, item: Item) -> None:
     """Nothing is asked any more, however long somebody prepares it."""
     cancelled = threading.Event()

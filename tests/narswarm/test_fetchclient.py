@@ -126,6 +126,45 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def test_what_is_prepared_is_known_before_a_torrent(
+    seeder: FakeSeeder, client: SeederClient
+) -> None:
+    """It is no torrent yet; then it may be said of the torrent, until bytes come."""
+    path = seeder.file(b"content")
+    more = threading.Event()
+    seeder.say(
+        progress(0) | {"preparing": True},
+        seeder.more,
+        (source(), path),
+        progress(0) | {"preparing": True},
+        more,
+        progress(3) | {"preparing": False},
+        progress(7),
+        DONE,
+    )
+    with client.fetch(WANTED) as fetching:
+        told = [fetching.preparing]
+        while not told[-1]:
+            with pytest.raises(SwarmStalledError):
+                fetching.source(0.01)
+            told.append(fetching.preparing)
+        assert not told[0]
+        assert (fetching.source_now, fetching.progress().total) == (None, 0)
+        seeder.more.set()
+        fetching.source(20)
+        seen: list[bool] = []
+
+        def stall(_: Progress) -> bool:
+            seen.append(fetching.preparing)
+            if seen[-1]:
+                more.set()
+            return False
+
+        assert b"".join(fetching.chunks(stall=stall, tick=0.001)) == b"content"
+        assert True in seen
+        assert not fetching.preparing
+
+
 def test_a_payload_is_read_while_it_arrives(seeder: FakeSeeder, client: SeederClient) -> None:
     """No byte beyond what the seeder said is there."""
     path = seeder.file(b"content")

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from narswarm import base32
-from narswarm.control import Caller, ControlServer
+from narswarm.control import Caller, ControlServer, near
 from narswarm.errors import InvalidInputError, NarswarmError, NetworkError
 from narswarm.fetchclient import SeederClient, Wanted
+from seeder import fetching_control
 from seeder.fetching_control import FetchControl, Permissions, parse_wanted
 from seeder.fetching_job import View
 
@@ -23,9 +27,9 @@ REQUEST = {"nar_hash": base32.format_hash(b"\1" * 32), "nar_size": 5, "store_pat
 class Refuser:
     """A fetcher that only remembers."""
 
-    def __init__(self, view: View | None = None) -> None:
+    def __init__(self, *views: View) -> None:
         self.refused: list[tuple[bytes, str]] = []
-        self.view = view
+        self.views = list(views)
 
     def refuse(self, nar_hash: bytes, infohash: str) -> None:
         """Remember it."""
@@ -36,7 +40,7 @@ class Refuser:
         return self
 
     def __enter__(self) -> Any:
-        return lambda: self.view
+        return lambda: self.views.pop(0) if self.views[1:] else self.views[0]
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -111,3 +115,34 @@ def test_a_fetch_without_a_file(tmp_path: Path, view: View, error: str) -> None:
         list(fetch.chunks())
     server.close()
     assert str(caught.value) == f"{'0' * 32}-{error}"
+
+
+def test_what_is_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there is a torrent, and of one that nobody seeds yet; not of what isn't prepared."""
+    monkeypatch.setattr(fetching_control, "INTERVAL", 0.001)
+    path = tmp_path / "payload"
+    path.write_bytes(b"hello")
+    source = View(serial=1, path=path, length=5)
+    refuser: Any = Refuser(
+        View(),
+        View(preparing=True),
+        replace(source, preparing=True),
+        source,
+        replace(source, complete=True, contiguous=5),
+    )
+    server = ControlServer(tmp_path, {}, streams=FetchControl(refuser).streams)
+    answers: list[dict[str, Any]] = []
+    with near(tmp_path) as directory, socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(directory / "control.sock"))
+        connection.sendall(json.dumps({"op": "fetch", **REQUEST}).encode() + b"\n")
+        with connection.makefile() as lines:
+            while not answers or answers[-1]["event"] != "done":
+                answers.append(json.loads(lines.readline()))
+    server.close()
+    assert [(each["event"], each.get("preparing")) for each in answers] == [
+        ("progress", True),
+        ("source", None),
+        ("progress", True),
+        ("progress", False),
+        ("done", None),
+    ]

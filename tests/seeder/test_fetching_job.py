@@ -115,13 +115,16 @@ class FakeTorrents:
     def __init__(self) -> None:
         self.here: list[Candidate] = []
         self.there: list[Candidate] = []
+        self.prepares = False
 
     def known(self, _nar_hash: bytes, _nar_size: int) -> list[Candidate]:
         """Those learned before."""
         return self.here
 
-    def ask(self, *_: Any, **_more: Any) -> Iterator[Candidate]:
+    def ask(self, *_: Any, **more: Any) -> Iterator[Candidate]:
         """Those that trackers name."""
+        if self.prepares:
+            more["preparing"]()
         yield from self.there
 
     def refuse(self, nar_hash: bytes, infohash: str) -> None:
@@ -238,6 +241,62 @@ def test_the_only_torrent_gets_more_time(bench: Bench) -> None:
     assert bench.error() == f"{NAME}: stalled at 0 of 100 bytes with 3 peers"
     assert bench.swarm.downloads["a"].cancelled is True
     assert bench.store.room == 250
+
+
+def test_what_is_prepared_is_shown(bench: Bench) -> None:
+    """Before there is a torrent; then one is used, and it isn't prepared any more."""
+    bench.torrents.prepares, bench.torrents.there = True, [candidate("a")]
+    bench.swarm.setups = {"a": complete}
+    assert bench.run().complete
+    assert bench.views[0] == View(preparing=True)
+    assert [(view.serial, view.preparing) for view in bench.views[1:3]] == [(1, False)] * 2
+
+
+def test_a_known_torrent_that_is_prepared(bench: Bench) -> None:
+    """It stays the one that is used, and is prepared until its first byte."""
+    bench.torrents.prepares, bench.torrents.here = True, [candidate("a")]
+    bench.swarm.setups = {"a": idle(3.1)}
+    shown, looked = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        if bench.job.view.preparing:
+            shown.set()
+        elif shown.is_set():
+            looked.set()
+
+    bench.job.listen(listen)
+    thread = threading.Thread(target=bench.job.run)
+    thread.start()
+    assert shown.wait(20)
+    bench.swarm.downloads["a"].received = 1
+    assert looked.wait(20)
+    assert not bench.job.view.preparing
+    bench.swarm.downloads["a"].arrive(100)
+    thread.join(20)
+    assert (bench.job.view.complete, bench.job.view.preparing) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"), [(31.0, ""), (33.1, f"{NAME}: stalled at 0 of 100 bytes with 3 peers")]
+)
+def test_what_is_prepared_gets_more_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, seconds: float, error: str
+) -> None:
+    """By the time that it takes to make so large a payload."""
+    monkeypatch.setattr(fetching_job, "MAKING_RATE", WANTED.nar_size / 3)
+    bench.torrents.prepares, bench.torrents.here = True, [candidate("a")]
+    bench.swarm.setups = {"a": idle(seconds)}
+    looks = threading.Semaphore(0)
+    bench.job.listen(lambda: looks.release() if bench.job.view.progress.peers else None)
+    thread = threading.Thread(target=bench.job.run)
+    thread.start()
+    assert looks.acquire(timeout=20)
+    if not error:
+        for _ in range(3):
+            assert looks.acquire(timeout=20)
+        bench.swarm.downloads["a"].arrive(100)
+    thread.join(20)
+    assert str(bench.job.view.error or "") == error
 
 
 def test_a_torrent_that_cannot_be_fetched(bench: Bench) -> None:
