@@ -14,10 +14,13 @@ each request has a connection of its own, as with BitTorrent clients; then each 
 requests, as behind a proxy, which opentracker doesn't offer. Answers are counted, and looked at,
 not requests, after each peer announced once.
 
+To connect costs the generator more than the tracker, so the generator's core is the busy one and
+the rate of a fast tracker is a lower bound. As root, both are therefore measured with a quarter of
+a core as well (see quota.py), where each is as busy as it may be: those rates compare.
+
 Prints for each tracker: answers to announces a second (median, slowest and fastest round), CPU
 microseconds of the tracker for each answer, how busy its core and the generator's were, and answers
-that were wrong or missing. To connect costs the generator more than the tracker: where the
-generator's core is the busy one, the rate is a lower bound, and what compares is the CPU time.
+that were wrong or missing.
 """
 
 from __future__ import annotations
@@ -38,16 +41,35 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import tracker_announces as udp
+from bench.quota import limited
 
 ROUNDS = 5
 SECONDS = 5
 CONNECTIONS = 256
 KEPT = 1000
 """Requests on a connection that is kept."""
+SHARE = 0.25
+"""Of its core, where a tracker is limited."""
 
 
 Tracker = Callable[[Path, int, list[bytes]], AbstractContextManager[list[int]]]
 """Runs one in a directory, on a port, for infohashes; its processes."""
+
+
+class Case(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        name: what is printed.
+        tracker: what is measured.
+        requests: on each connection.
+        share: of a core that it may take.
+    """
+
+    name: str
+    tracker: Tracker
+    requests: int = 1
+    share: float = 1.0
 
 
 class Measured(NamedTuple):
@@ -75,14 +97,16 @@ def ours(engine: str, directory: Path, port: int, hashes: list[bytes]) -> Iterat
         yield pids
 
 
-def measure(load: list[str], port: int, peers: Path, pids: list[int], how: list[str]) -> Measured:
+def measure(load: list[str], pids: list[int], share: float) -> Measured:
     """Load a tracker."""
-    seconds, *rest = how
-    with subprocess.Popen(
-        [*load, str(port), str(peers), seconds, *rest], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        subprocess.Popen(load, stdout=subprocess.PIPE, text=True) as process,
+        contextlib.ExitStack() as stack,
+    ):
         assert process.stdout is not None
         assert process.stdout.readline() == "warm\n"
+        if share < 1:
+            stack.enter_context(limited(pids, share))
         before = udp.cpu_seconds(pids)
         line = process.stdout.readline()
         cpu = udp.cpu_seconds(pids) - before
@@ -114,38 +138,47 @@ def main() -> None:
     seconds = sys.argv[2] if len(sys.argv) > 2 else str(SECONDS)
     udp.PEERS, udp.SWARMS = 20_000, 10_000
     native, python = (functools.partial(ours, engine) for engine in ("native", "python"))
-    cases: list[tuple[str, Tracker, int]] = [("native", native, 1), ("Python", python, 1)]
-    if shutil.which("opentracker", path=f"{os.environ['PATH']}:/usr/sbin"):
-        cases.append(("opentracker", udp.opentracker, 1))
-    cases += [("native, kept", native, KEPT), ("Python, kept", python, KEPT)]
-    results: dict[str, list[Measured]] = {name: [] for name, *_ in cases}
+    cases = [Case("native", native), Case("Python", python)]
+    installed = shutil.which("opentracker", path=f"{os.environ['PATH']}:/usr/sbin") is not None
+    if installed:
+        cases.append(Case("opentracker", udp.opentracker))
+    root = os.geteuid() == 0
+    if root:
+        cases.append(Case(f"native, {SHARE:.0%} of a core", native, share=SHARE))
+    if root and installed:
+        cases.append(Case(f"opentracker, {SHARE:.0%}", udp.opentracker, share=SHARE))
+    cases += [Case("native, kept", native, KEPT), Case("Python, kept", python, KEPT)]
+    results: dict[str, list[Measured]] = {case.name: [] for case in cases}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         binary, peers = directory / "load", directory / "peers"
         source = Path(__file__).with_name("http_load.c")
         subprocess.run(["gcc", "-O2", "-Wall", "-o", str(binary), str(source)], check=True)
-        load = ["taskset", "-c", str(udp.LOAD_CORE), str(binary)]
         hashes = udp.write_peers(peers, random.Random(1))  # noqa: S311 - the same at each run
         for number in range(rounds):
-            for case, tracker, requests in cases[:: -1 if number % 2 else 1]:
-                port, place = udp.free_port(), directory / f"{case}-{number}"
+            for case in cases[:: -1 if number % 2 else 1]:
+                port, place = udp.free_port(), directory / f"{case.name}-{number}"
                 place.mkdir()
                 directory.chmod(0o755)
-                with tracker(place, port, hashes) as pids:
-                    how = [seconds, str(CONNECTIONS), str(requests)]
-                    results[case].append(measure(load, port, peers, pids, how))
+                with case.tracker(place, port, hashes) as pids:
+                    load = ["taskset", "-c", str(udp.LOAD_CORE), str(binary), str(port)]
+                    load += [str(peers), seconds, str(CONNECTIONS), str(case.requests)]
+                    results[case.name].append(measure(load, pids, case.share))
     print(f"{'':26} {'announces/s':32} {'CPU µs':>7} {'busy':>6} {'load':>6} {'wrong':>6}")
-    for case, measured in results.items():
-        print(row(case, measured))
-    if "opentracker" in results:
-        ratios = [
-            statistics.median(getattr(each, field) for each in results["native"])
-            / statistics.median(getattr(each, field) for each in results["opentracker"])
+    for title, measured in results.items():
+        print(row(title, measured))
+    for more in ("", f", {SHARE:.0%}"):
+        if f"opentracker{more}" not in results:
+            continue
+        mine = f"native{more}{' of a core' if more else ''}"
+        rate, cpu = (
+            statistics.median(getattr(each, field) for each in results[mine])
+            / statistics.median(getattr(each, field) for each in results[f"opentracker{more}"])
             for field in ("announces", "cpu")
-        ]
+        )
         print(
-            f"the native engine answers {ratios[0]:.2f} times as many announces as opentracker,"
-            f" with {ratios[1]:.2f} times the CPU time for each answer"
+            f"{mine}: {rate:.2f} times as many announces as opentracker,"
+            f" {cpu:.2f} times the CPU time for each answer"
         )
 
 
