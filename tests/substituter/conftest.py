@@ -148,10 +148,10 @@ def settings(tmp_path: Path, key: KeyPair) -> SubstituterSettings:
         dht=False,
         lsd=False,
         listen=("127.0.0.1:0",),
-        query_timeout=5.0,
-        patience=2.0,
-        first_byte_timeout=2.0,
-        stall_timeout=2.0,
+        query_timeout=60.0,
+        patience=60.0,
+        first_byte_timeout=60.0,
+        stall_timeout=60.0,
     )
 
 
@@ -204,7 +204,7 @@ class Net:
         self.swarm = Swarm(
             SwarmSettings(listen=("127.0.0.1:0",), dht=False, lsd=False, upnp=False, role="seed")
         )
-        self.client = HttpClient(10.0)
+        self.client = HttpClient(60.0)
 
     def seed(self, item: Item, nar: bytes | None = None) -> str:
         """Publish and seed an item, maybe with the payload of another; its infohash."""
@@ -215,7 +215,7 @@ class Net:
         index = TrackerIndex(self.client, self.tracker.url)
         index.publish(key, item.nar_hash, torrent, item.narinfo, time.time())
         infohash = self.swarm.seed(torrent, payload, [f"{self.tracker.url}/announce"])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not self._seen(item, infohash):
             assert time.monotonic() < deadline, "the seed never announced itself"
         return infohash
