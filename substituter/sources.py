@@ -16,6 +16,7 @@ from narswarm.httpclient import HttpClient
 from narswarm.httpwire import split
 from substituter.contest import Runner
 from substituter.nargate import exactly
+from substituter.resume import Resuming
 
 if TYPE_CHECKING:
     from narswarm.candidates import Candidate
@@ -157,24 +158,17 @@ class HttpSource:
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
         """Fetch, decompressing on the way."""
         url, kind = self._source.url, self._source.compression
-        done = 0
-
-        def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
-            nonlocal done
-            for chunk in chunks:
-                done += len(chunk)
-                yield chunk
-
         # What is longer than it says isn't read to its end, so that its connection isn't kept.
         with self._client.stream(url, keep=True) as response:
-            runner.on_drop(response.abort)
+            body = Resuming(self._client, url, response)
+            runner.on_drop(body.abort)
             if response.status != 200:
                 raise NetworkError(url, f"the server answered {response.status}")
             size = response.length or self._source.file_size
             if size is None and kind == "none":
                 size = self._nar_size
-            runner.source(url, size, lambda: done, lambda: split(url).host)
-            chunks = counted(iter(response))
+            runner.source(url, size, lambda: body.done, lambda: split(url).host)
+            chunks = iter(body)
             if kind == "none":
                 yield exactly(chunks, self._nar_size)
             else:
