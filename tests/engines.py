@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests import needs
 
-DEADLINE = 30.0
+DEADLINE = 120.0
 """Seconds that a server has to start or to end."""
 
 _USER = "nobody"

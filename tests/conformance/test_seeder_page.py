@@ -69,11 +69,11 @@ class Browser:
     def close(self) -> None:
         """End it."""
         request = urllib.request.Request(self._base, method="DELETE")
-        urllib.request.urlopen(request, timeout=60).close()
+        urllib.request.urlopen(request, timeout=120).close()
         self._driver.terminate()
         assert self._driver.stdout is not None
         with self._driver.stdout:
-            self._driver.wait(20)
+            self._driver.wait(120)
 
     def open(self, url: str) -> None:
         """Load a page."""
@@ -93,7 +93,7 @@ class Browser:
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)["value"]
 
 
@@ -123,7 +123,7 @@ def test_the_page_in_a_browser(browser: Browser, monkeypatch: pytest.MonkeyPatch
     server = WebServer(create_app(now, lambda: b""), address)
     browser.open(f"http://{address}/")
     browser.run("window.mark = 1")
-    assert often.wait(20)
+    assert often.wait(120)
     assert browser.run("return window.mark") == 1
     minutes = browser.run("return document.querySelector('header p').textContent")
     assert int(re.findall(r"for (\d+):00", " ".join(minutes.split()))[0]) > 1

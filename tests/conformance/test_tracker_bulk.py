@@ -44,7 +44,7 @@ from tests.processes import end, start_tracker
 
 pytestmark = pytest.mark.conformance
 
-DEADLINE = 30
+DEADLINE = 120
 POLLS = 500
 THREADS = 16
 

@@ -22,7 +22,7 @@ from tests.processes import end, start_tracker
 
 pytestmark = pytest.mark.conformance
 
-DEADLINE = 30.0
+DEADLINE = 120.0
 ANNOUNCE = f"/announce?info_hash={'h' * 20}&peer_id={'p' * 20}&left=0&port="
 TWO_THREADS = {"NARSWARM_TRACKER_THREADS": "2"}
 SLOW = 200

@@ -34,7 +34,7 @@ from tracker.index import Index
 
 pytestmark = pytest.mark.conformance
 
-DEADLINE = 60.0
+DEADLINE = 120.0
 PEERS_EACH = 8
 WINDOW = 64
 """Requests under way: no queue of the kernel overflows with so many."""

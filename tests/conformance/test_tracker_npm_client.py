@@ -18,7 +18,7 @@ from tests.conformance.wire_clients import Endpoint
 pytestmark = pytest.mark.conformance
 
 INFOHASH = bytes(range(0x70, 0x84)).hex()
-DEADLINE = 60
+DEADLINE = 120
 
 
 @pytest.fixture(params=["native", "python"])

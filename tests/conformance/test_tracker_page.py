@@ -24,7 +24,7 @@ from tests.processes import end, start_tracker
 
 pytestmark = pytest.mark.conformance
 
-DEADLINE = 30
+DEADLINE = 120
 _NAMES = (
     "bash-5.1.16 binutils-2.41 coreutils-9.1 emacs-29.4 emacs-magit-3.3.0 ffmpeg-6.1.1 "
     "findutils-4.9.0 fontconfig-2.14.0 gcc-11.4.0 gcc-11.4.0-lib gcc-toolchain-13.2.0 "

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.conformance
 
 HASH = bytes(range(0xEC, 0x100))
 OTHER = b"o" * 20
-DEADLINE = 30
+DEADLINE = 120
 
 
 class Server(NamedTuple):

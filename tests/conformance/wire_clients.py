@@ -28,7 +28,7 @@ from tests.conformance.wire_steps import (
     reply,
 )
 
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 MAGIC = 0x41727101980.to_bytes(8)
 _SIX = "::1"
 

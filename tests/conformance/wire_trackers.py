@@ -21,7 +21,7 @@ from tests.processes import end, start_tracker
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE / "npm"
-DEADLINE = 30
+DEADLINE = 120
 USER = "nobody"
 READY = b"l" * 20
 """An infohash that is listed, and in no case."""

@@ -49,7 +49,7 @@ def _free_port() -> int:
 
 
 def _read(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=20) as answer:
+    with urllib.request.urlopen(url, timeout=120) as answer:
         body: bytes = answer.read()
     return body
 
@@ -99,7 +99,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     finally:
         end(tracker)
         seeder.terminate()
-        seeder.communicate(timeout=30)
+        seeder.communicate(timeout=120)
 
 
 def _expressions(path: Path) -> list[str]:

@@ -286,7 +286,7 @@ def test_signals(tmp_path: Path, number: signal.Signals, code: int) -> None:
         assert any(link.is_relative_to(tmp_path) for link in links)
         process.send_signal(number)
         with contextlib.suppress(BrokenPipeError):
-            assert process.wait(30) == code
+            assert process.wait(120) == code
         assert process.stderr.read() == b""
         process.stdin.close()
     assert not list(tmp_path.iterdir())

@@ -98,7 +98,7 @@ def hanging(site: Site, item: Item, until: threading.Event) -> None:
     assert isinstance(body, bytes)
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        until.wait(30)
+        until.wait(120)
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
@@ -453,7 +453,7 @@ def test_two_processes_share_a_directory(
     arguments = [str(tmp_path / "torrents"), item.nar_hash.hex(), str(len(item.nar)), infohash(bad)]
     command = [sys.executable, "-I", "-c", code, str(ROOT), site.url, *arguments]
     processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(120) for process in processes] == [0, 0]
     assert [each.torrent for each in known(of(), item)] == [good]
     assert sorted(
         path.name.removeprefix(infohash(good)).removeprefix(infohash(bad))
@@ -576,7 +576,7 @@ def test_who_waits_is_told_that_it_is_prepared(
     notices: list[None] = []
 
     def serve_when_told() -> None:
-        assert told.wait(30)
+        assert told.wait(120)
         serve(site, item, good)
 
     def notice() -> None:
@@ -660,7 +660,7 @@ def test_few_wait(of: Callable[..., Torrents], site: Site, item: Item) -> None:
         asked.append(handler.path)
         if "wait" in handler.path:
             waiting.release()
-            end.wait(30)
+            end.wait(120)
         else:
             end.set()
         handler.send_response(404)
@@ -674,7 +674,7 @@ def test_few_wait(of: Callable[..., Torrents], site: Site, item: Item) -> None:
     threads = [threading.Thread(target=ask, args=(torrents, item)) for _ in range(2)]
     for thread in threads:
         thread.start()
-        assert waiting.acquire(timeout=30)
+        assert waiting.acquire(timeout=120)
     assert ask(torrents, item) == []
     for thread in threads:
         thread.join()

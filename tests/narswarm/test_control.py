@@ -166,7 +166,7 @@ class Streaming:
         self.conversations.put(conversation)
         try:
             while True:
-                conversation.send({"woken": conversation.wait(20)})
+                conversation.send({"woken": conversation.wait(120)})
         except GoneError:
             self.gone.set()
             raise
@@ -210,10 +210,10 @@ def test_a_stream_is_woken_and_hears_the_end(streaming: Streaming) -> None:
     """Whoever knows something new wakes it, once or often; a closed connection ends its wait."""
     with Control(streaming.directory, "tracker") as control:
         control._socket.sendall(b'{"op": "wait"}\n')
-        conversation = streaming.conversations.get(timeout=20)
+        conversation = streaming.conversations.get(timeout=120)
         conversation.wake()
         assert _lines(control, 1) == [{"ok": True, "woken": True}]
-    assert streaming.gone.wait(20)
+    assert streaming.gone.wait(120)
 
 
 def test_waking_the_dead(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_file_is_passed_and_the_end_is_told(streaming: Streaming) -> None:
         assert os.pread(files[0], 100, 0) == b"content"
         os.close(files[0])
         assert not streaming.ended.is_set()
-    assert streaming.ended.wait(20)
+    assert streaming.ended.wait(120)
 
 
 def test_who_may_not_ask(streaming: Streaming) -> None:

@@ -99,10 +99,10 @@ class FakeSeeder:
             elif isinstance(each, NarswarmError):
                 raise each
             elif isinstance(each, threading.Event):
-                assert each.wait(20)
+                assert each.wait(120)
             else:
                 conversation.send(each)
-        conversation.wait(20)
+        conversation.wait(120)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def seeder(tmp_path: Path) -> Iterator[FakeSeeder]:
 @pytest.fixture
 def client(seeder: FakeSeeder) -> Iterator[SeederClient]:
     """A client of it."""
-    with SeederClient(seeder.path, timeout=20) as made:
+    with SeederClient(seeder.path, timeout=120) as made:
         yield made
 
 
@@ -181,9 +181,9 @@ def test_a_payload_is_read_while_it_arrives(seeder: FakeSeeder, client: SeederCl
         seeder.more.set()
         assert b"".join(chunks) == b"tent"
         assert list(fetching.chunks()) == [b"content"]
-    assert seeder.requests.get(timeout=20) == {"op": "fetch", **DESCRIBED}
-    assert seeder.gone.wait(20)
-    give_up = time.monotonic() + 20
+    assert seeder.requests.get(timeout=120) == {"op": "fetch", **DESCRIBED}
+    assert seeder.gone.wait(120)
+    give_up = time.monotonic() + 120
     while open_files() > before and time.monotonic() < give_up:
         time.sleep(0.01)  # the fake seeder's own end closes when its thread gets to it
     assert open_files() <= before
@@ -270,7 +270,7 @@ def test_the_rule_for_stalls_ends_it(seeder: FakeSeeder, client: SeederClient) -
         f"{'0' * 32}-item: the swarm stalled at 0 of 7 bytes with {seen[-1].peers} peers"
     )
     assert seen[0].total == 0
-    assert seeder.gone.wait(20)
+    assert seeder.gone.wait(120)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_an_unknown_kind_leaves_no_file_open(seeder: FakeSeeder, client: SeederC
     before = open_files()
     with client.fetch(WANTED) as fetching, pytest.raises(NetworkError):
         list(fetching.chunks())
-    assert seeder.gone.wait(20)
+    assert seeder.gone.wait(120)
     assert open_files() <= before
 
 
@@ -326,7 +326,7 @@ def test_a_broken_connection(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
-        with SeederClient(tmp_path / "s", timeout=20).fetch(WANTED) as fetching:
+        with SeederClient(tmp_path / "s", timeout=120).fetch(WANTED) as fetching:
             connection, _ = listener.accept()
             connection.recv(1000)
             connection.sendall(answer)
@@ -338,12 +338,12 @@ def test_a_broken_connection(
 
 def test_plans_belong_to_the_client(seeder: FakeSeeder) -> None:
     """More can be added; when the client ends, so does the plan."""
-    with SeederClient(seeder.path, timeout=20) as client:
+    with SeederClient(seeder.path, timeout=120) as client:
         assert client.prefetch([WANTED, WANTED]) == 2
         assert client.prefetch([WANTED]) == 1
-        assert seeder.requests.get(timeout=20) == {"op": "prefetch", "items": [DESCRIBED] * 2}
+        assert seeder.requests.get(timeout=120) == {"op": "prefetch", "items": [DESCRIBED] * 2}
         assert not seeder.gone.is_set()
-    assert seeder.gone.wait(20)
+    assert seeder.gone.wait(120)
 
 
 def test_long_plans_are_sent_in_parts(
@@ -352,14 +352,14 @@ def test_long_plans_are_sent_in_parts(
     """A request has a largest size."""
     monkeypatch.setattr(fetchclient, "BATCH", 2)
     assert client.prefetch([WANTED] * 5) == 5
-    sizes = [len(seeder.requests.get(timeout=20)["items"]) for _ in range(3)]
+    sizes = [len(seeder.requests.get(timeout=120)["items"]) for _ in range(3)]
     assert sizes == [2, 2, 1]
 
 
 def test_a_refusal_is_passed_on(seeder: FakeSeeder, client: SeederClient) -> None:
     """With the NAR and the torrent."""
     client.refuse(WANTED.nar_hash, "ab" * 32)
-    assert seeder.requests.get(timeout=20) == {
+    assert seeder.requests.get(timeout=120) == {
         "op": "refuse",
         "nar_hash": DESCRIBED["nar_hash"],
         "infohash": "ab" * 32,

@@ -396,7 +396,7 @@ def test_silence(first: bytes) -> None:
 
     def script(connection: socket.socket, _number: int) -> None:
         connection.sendall(first)
-        over.wait(10)
+        over.wait(120)
 
     with scripted(script) as url, HttpClient(0.05, environ={}) as client:
         with pytest.raises(NetworkError) as error:

@@ -153,7 +153,7 @@ def test_many_writers(cache: NarinfoCache, tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     assert seen <= {b"a" * 9000, b"b" * 9000, b"p" * 9000}
     assert len(files(tmp_path / "deep/cache")) == 1
 

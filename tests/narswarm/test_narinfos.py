@@ -31,7 +31,7 @@ PATHS = list(NARINFOS)
 APP = "/gnu/store/5qz5dk6nl8x0ks3cxcjdb8h97phh4b5f-lab-app"
 TEXT = "/gnu/store/2g00k9rk4f49769ps7bblcbvy1byaz19-lab-text"
 UNKNOWN = "/gnu/store/00000000000000000000000000000000-nope"
-PATIENT = 30.0
+PATIENT = 120.0
 """Seconds that a look-up may take here which is expected to end much earlier."""
 
 

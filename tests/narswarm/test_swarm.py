@@ -25,7 +25,7 @@ from narswarm.swarm import Progress, Swarm, SwarmSettings, SwarmStalledError
 
 MIB = 2**20
 PIECE = 64 * 1024
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 class Shared(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 
 from narswarm.worker import Worker
 
-WAIT = 30.0
+WAIT = 120.0
 
 
 def test_jobs_are_done_in_order_in_another_thread() -> None:

@@ -27,7 +27,7 @@ from tracker.swarms import Limits
 
 _native: Any = importlib.import_module("tracker._native") if AVAILABLE else None
 
-DEADLINE = 30.0
+DEADLINE = 120.0
 HASH, PEER = "h" * 20, "p" * 20
 TARGET = f"/announce?info_hash={HASH}&peer_id={PEER}&port=1&left=0"
 CLOSING = f"GET {TARGET} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()

@@ -176,7 +176,7 @@ class Server:
     def wait(self, ready: Callable[[], object]) -> None:
         """Wait until requests have made something true."""
         with self.changed:
-            assert self.changed.wait_for(ready, 20.0), "it did not happen"
+            assert self.changed.wait_for(ready, 120.0), "it did not happen"
 
     def want(self, nar_hash: bytes) -> None:
         """Somebody wants a NAR."""

@@ -156,7 +156,7 @@ class Process:
         assert self.process.stderr is not None
         with self.process.stderr:
             self.lines += self.process.stderr.read().splitlines()
-        return self.process.wait(20)
+        return self.process.wait(120)
 
 
 Run = Callable[..., Process]

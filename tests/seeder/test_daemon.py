@@ -49,7 +49,7 @@ class Running:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(120)
         self._raise()
 
     def _raise(self) -> None:
@@ -76,7 +76,7 @@ class Running:
     def stop(self) -> None:
         """End it, and make sure that nothing is left."""
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(120)
         assert not self._thread.is_alive()
         assert self.ended
 
@@ -236,7 +236,7 @@ def test_an_item_is_fetched_and_offered_on(world: World, server: Server, start: 
         substitute_urls=(server.url,),
     )
     wanted = Wanted(made.item.nar_hash, made.item.nar_size, made.path)
-    with SeederClient(state / NAME, timeout=20) as client, client.fetch(wanted) as fetching:
+    with SeederClient(state / NAME, timeout=120) as client, client.fetch(wanted) as fetching:
         payload = b"".join(fetching.chunks(stall=lambda progress: progress.idle > 15))
         assert fetching.source(20).infohash == infohash
     assert zstandard.ZstdDecompressor().stream_reader(payload).read() == made.nar
@@ -293,7 +293,7 @@ def test_a_database_that_breaks_ends_nothing(
     monkeypatch.setattr(daemon.log, "warning", warning)
     monkeypatch.setattr(ItemTable, "last", damaged)
     seeder = start()
-    assert said.wait(20)
+    assert said.wait(120)
     assert seeder.status()["items"] == 0
     file = world.root / "state" / "state.sqlite"
     assert told[0] == ("%s: %s", "scan", f"{file}: database disk image is malformed")
@@ -330,12 +330,12 @@ def test_a_job_that_fails_is_tried_again(
     monkeypatch.setattr(Scanner, "scan", watched)
     monkeypatch.setattr(daemon.log, "warning", lambda *_: said.set())
     seeder = start(nars=world.root / "later", scan_interval=1.0)
-    assert said.wait(20)
+    assert said.wait(120)
     status = seeder.status()
     assert status["items"] == 0
     assert status["scan_message"] == f"{world.root / 'later'}: No such file or directory"
     (world.root / "later").mkdir()
-    assert again.wait(20)  # so that the one before is over
+    assert again.wait(120)  # so that the one before is over
     assert seeder.status()["scan_message"] == ""
 
 
@@ -493,7 +493,7 @@ def test_a_schedule_of_rates(start: Start, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Swarm, "limit_rates", limit)
     start(schedule=("00:00-24:00 up=5kB/s",), download_rate=7)
-    assert told.wait(20)
+    assert told.wait(120)
     assert rates == [(5000, 7)]
 
 

@@ -48,7 +48,7 @@ class Finder:
         """What the test made."""
         self.asked.put(nar_hash)
         if nar_hash in self.gates:
-            assert self.gates[nar_hash].wait(20)
+            assert self.gates[nar_hash].wait(120)
         refused = {infohash for which, infohash in self.refused if which == nar_hash}
         return [each for each in self.torrents.get(nar_hash, []) if each.infohash not in refused]
 
@@ -123,7 +123,7 @@ class World:
 
     def client(self) -> SeederClient:
         """A program of this machine."""
-        return self._stack.enter_context(SeederClient(self.directory / "control.sock", timeout=20))
+        return self._stack.enter_context(SeederClient(self.directory / "control.sock", timeout=120))
 
     def make(self, size: int = 200_000, *, seeded: bool = True) -> Wanted:
         """A NAR that can be fetched."""
@@ -181,7 +181,7 @@ def test_small_and_large_payloads(world: World) -> None:
     """Each is what it should be, and out of the swarm when nobody may offer it."""
     for size in (1, 65_536, 200_000, 5_000_000):
         world.get(world.make(size))
-        world.finish.finished.get(timeout=20)
+        world.finish.finished.get(timeout=120)
     world.until(lambda: world.swarm.status() == [])
 
 
@@ -189,8 +189,8 @@ def test_what_was_fetched_is_there_at_once(world: World) -> None:
     """The second time nobody is asked."""
     wanted = world.make()
     world.get(wanted)
-    world.finish.finished.get(timeout=20)
-    assert world.finder.asked.get(timeout=20) == wanted.nar_hash
+    world.finish.finished.get(timeout=120)
+    assert world.finder.asked.get(timeout=120) == wanted.nar_hash
     world.get(wanted)
     assert world.finder.asked.empty()
 
@@ -236,7 +236,7 @@ def test_what_is_taken_over_is_read_where_it_is(world: World) -> None:
     world.finish.take = True
     wanted = world.make()
     data = world.get(wanted)
-    fetched = world.finish.finished.get(timeout=20)
+    fetched = world.finish.finished.get(timeout=120)
     assert fetched.torrent == world.finder.torrents[wanted.nar_hash][0].torrent
     assert world.finish.here[wanted.nar_hash].path.read_bytes() == data
     world.until(lambda: (world.views(), world.store.used) == ({}, 0))
@@ -255,7 +255,7 @@ def test_what_cannot_be_taken_over(
     world.finish.error = error
     wanted = world.make()
     world.get(wanted)
-    world.finish.finished.get(timeout=20)
+    world.finish.finished.get(timeout=120)
     world.until(lambda: world.store.room == 10 << 20)
     world.get(wanted)
     assert [text.removeprefix("/gnu/store/") for text in caplog.messages] == [message]
@@ -265,7 +265,7 @@ def test_a_refused_payload_is_gone(world: World) -> None:
     """From the disk, from what is offered, and from what is known."""
     wanted = world.make()
     world.get(wanted)
-    world.finish.finished.get(timeout=20)
+    world.finish.finished.get(timeout=120)
     infohash = world.infohash(wanted)
     world.until(lambda: world.store.room == 10 << 20)
     world.client().refuse(wanted.nar_hash, infohash)
@@ -280,7 +280,7 @@ def test_room_is_made(world: World) -> None:
     items = [world.make(4 << 20) for _ in range(3)]
     for wanted in items:
         world.get(wanted)
-        world.finish.finished.get(timeout=20)
+        world.finish.finished.get(timeout=120)
     world.until(lambda: items[0].nar_hash not in world.views())
     world.get(items[0])
 
@@ -370,8 +370,8 @@ def test_what_waits_to_be_taken_over_holds_no_room(world: World) -> None:
     for wanted in items:
         world.get(wanted)
     gate.set()
-    late = {world.finish.finished.get(timeout=20).wanted for _ in range(2)}
+    late = {world.finish.finished.get(timeout=120).wanted for _ in range(2)}
     assert late == set(items[2:])
     world.until(lambda: world.swarm.status() == [])
     world.get(items[0])
-    assert world.finish.finished.get(timeout=20).wanted == items[0]
+    assert world.finish.finished.get(timeout=120).wanted == items[0]

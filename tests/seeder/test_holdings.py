@@ -317,11 +317,11 @@ def test_threads_speak_with_each_tracker() -> None:
     threads.start()
     acquire: Callable[..., bool] = teller.stepped.acquire
     assert acquire(timeout=20)
-    assert listener.stepped.acquire(timeout=20)
+    assert listener.stepped.acquire(timeout=120)
     threads.wake()
     assert acquire(timeout=20)
     stopping.set()
-    assert threads.join(20)
+    assert threads.join(120)
     assert teller.ended.is_set()
     assert kept[:2] == [(URL, 1), (URL, 2)]
 

@@ -188,7 +188,7 @@ def test_trackers_are_told_at_the_same_time(make: Make) -> None:
     class Slow(Tracker):
         def publish(self, _key: object, nar_hash: bytes, *_: object) -> bool:
             entered.set()
-            slow.wait(20)
+            slow.wait(120)
             return super().publish(_key, nar_hash)
 
     quick = Tracker()

@@ -172,8 +172,8 @@ def test_a_server() -> None:
             WebServer(app, f"127.0.0.1:{port}")
         assert str(caught.value) == (f"127.0.0.1:{port}: can't be listened on for the web page")
     made = WebServer(app, f"127.0.0.1:{port}")
-    with urllib.request.urlopen(f"http://127.0.0.1:{made.port}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{made.port}/metrics", timeout=120) as answer:
         assert answer.read() == b"x 1\n"
     made.close()
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=120)

@@ -11,7 +11,7 @@ import pytest
 from seeder import workshop
 from seeder.workshop import EXPIRY, QUICK, Workshop
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 SMALL, LARGE = QUICK, QUICK + 1
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from substituter.cli import main; main()"
 """What the installed command does, isolated from the caller's directory and environment."""
 
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 """Seconds after which a test has failed; nothing waits that long when all is well."""
 
 

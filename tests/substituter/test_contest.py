@@ -18,7 +18,7 @@ from substituter.race import Policy, Way
 NAR = bytes(range(256)) * 64
 SIZE = len(NAR)
 PIECE = 1000
-WAIT = 30.0
+WAIT = 120.0
 
 
 class Told:

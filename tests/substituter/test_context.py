@@ -189,7 +189,7 @@ def test_a_server_that_hangs_leaves_time_to_the_trackers(
     over = threading.Event()
 
     def hang(_: BaseHTTPRequestHandler) -> None:
-        over.wait(30)
+        over.wait(120)
 
     site.bodies[f"/{item.hash_part}.narinfo"] = hang
     changed = dataclasses.replace(settings, trackers=(f"{second.url}/announce",))
@@ -330,7 +330,7 @@ def test_mirrors_are_asked_while_servers_are_silent(
     over = threading.Event()
 
     def hang(_: BaseHTTPRequestHandler) -> None:
-        over.wait(30)
+        over.wait(120)
 
     site.bodies[f"/{item.hash_part}.narinfo"] = hang
     changed = dataclasses.replace(settings, trackers=(f"{second.url}/announce",))

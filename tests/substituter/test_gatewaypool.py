@@ -21,7 +21,7 @@ from substituter.gatewaysources import Attempt
 from tests.substituter.conftest import Item
 
 Make = Callable[..., Item]
-WAIT = 20.0
+WAIT = 120.0
 NOISE = bytes((n * n * 31 + n // 7) % 256 for n in range(40_000)) * 10
 
 

@@ -223,7 +223,7 @@ def test_a_killed_helper_leaves_the_destination_alone_behind(
         handler.send_header("Content-Length", str(len(item.nar)))
         handler.end_headers()
         handler.wfile.write(half)
-        over.wait(30)
+        over.wait(120)
         handler.close_connection = True
 
     site.bodies[path] = send_half
@@ -252,7 +252,7 @@ def wait_for(file: Path, size: int) -> None:
     """Wait until a file has grown so large."""
     import time
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not file.exists() or file.stat().st_size < size:
         assert time.monotonic() < deadline, "the item never arrived"
 

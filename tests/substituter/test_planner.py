@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Enter = Callable[..., World]
 Make = Callable[..., Item]
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 class FakeSeeder:

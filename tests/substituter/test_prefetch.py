@@ -22,7 +22,7 @@ from substituter.spool import Spool
 from tests.substituter.conftest import Item
 
 Make = Callable[..., Item]
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 class Fake:

@@ -30,7 +30,7 @@ class Screen:
     def wait_for(self, text: str) -> None:
         """Wait until something was written."""
         with self._changed:
-            assert self._changed.wait_for(lambda: text in self.text, 10), self.text
+            assert self._changed.wait_for(lambda: text in self.text, 120), self.text
 
 
 def test_trace_lines_are_those_that_clients_parse() -> None:

@@ -14,7 +14,7 @@ from narswarm.httpclient import HttpClient
 from substituter.resume import MAX_TRIES, WATCHED, Resuming
 from tests.substituter.conftest import Site
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 BODY = bytes(range(256)) * (WATCHED // 128)
 STOP = 300_000
 SILENCE = 0.05

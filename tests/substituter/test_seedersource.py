@@ -52,7 +52,7 @@ def fetch(
     """The source, what the user saw, and the NAR."""
     shown: list[str] = []
     wanted = Wanted(item.nar_hash, len(item.nar), item.path)
-    with SeederClient(seeder.path, timeout=20) as client:
+    with SeederClient(seeder.path, timeout=120) as client:
         made = SeederSource(client, wanted, patience, "a", refused or set())
         with made.nar(Seen(shown)) as chunks:
             return made, shown, b"".join(chunks)
@@ -95,7 +95,7 @@ def test_another_torrent_in_the_middle_can_be_asked_for(
     first = (source("aa", len(payload)), seeder.file(payload))
     seeder.say(first, progress(2 << 20), seeder.more, (source("bb", len(payload)), first[1]), DONE)
     wanted = Wanted(item.nar_hash, len(item.nar), item.path)
-    with SeederClient(seeder.path, timeout=20) as client:
+    with SeederClient(seeder.path, timeout=120) as client:
         made = SeederSource(client, wanted, PATIENCE, "a", set())
 
         def read() -> None:
@@ -136,7 +136,7 @@ def test_the_seeder_serves_without_a_session_and_is_told_the_plan(
     seeder.say(offered(seeder, item), DONE)
     assert substitute(world, item, tmp_path / "out").startswith(b"success ")
     assert b"".join(nar.dump(tmp_path / "out")) == item.nar
-    requests = [seeder.requests.get(timeout=20) for _ in range(2)]
+    requests = [seeder.requests.get(timeout=120) for _ in range(2)]
     by_name = {request["op"]: request for request in requests}
     assert by_name["fetch"]["store_path"] == item.path
     assert [each["store_path"] for each in by_name["prefetch"]["items"]] == [later.path]

@@ -60,7 +60,7 @@ def test_no_place_for_its_state(settings: SubstituterSettings, tmp_path: Path) -
     """It says so at once, and not when the first item is wanted."""
     config = daemon.config(settings, tmp_path / "config")
     gateway = Gateway(config, "--state", str(config / "x"))
-    assert gateway.process.wait(30) == 5
+    assert gateway.process.wait(120) == 5
     assert gateway.first == f"substituter: {config / 'x'}: Not a directory\n"
     gateway.end()
 
@@ -78,11 +78,11 @@ def test_it_does_not_ask_itself(
     gateway = Gateway(config, "--substitute-urls", urls, listen=f"127.0.0.1:{port}")
     try:
         assert gateway.first.endswith(f"in front of {site.url}\n")
-        with HttpClient(30.0) as client:
+        with HttpClient(120.0) as client:
             url = f"{gateway.url}/{item.hash_part}.narinfo"
             assert client.request("GET", url).body.startswith(item.narinfo)
         second = Gateway(config, "--substitute-urls", urls, listen=f"127.0.0.1:{port}")
-        assert second.process.wait(30) == 9
+        assert second.process.wait(120) == 9
         assert second.first == f"substituter: 127.0.0.1:{port}: Address already in use\n"
         second.end()
     finally:
@@ -108,7 +108,7 @@ class Gateway:
     def end(self) -> int:
         """Have it end; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        _, _ = self.process.communicate(timeout=30)
+        _, _ = self.process.communicate(timeout=120)
         return self.process.returncode
 
 
@@ -125,7 +125,7 @@ def test_the_swarm_and_servers(
     config = daemon.config(settings, tmp_path / "config", *lines)
     gateway = Gateway(config, "--substitute-urls", site.url)
     try:
-        with HttpClient(30.0) as client:
+        with HttpClient(120.0) as client:
             for item in (seeded, other):
                 url = f"{gateway.url}/{item.hash_part}.narinfo"
                 assert client.request("GET", url).body.startswith(item.narinfo)

@@ -140,7 +140,7 @@ def answer(
         handler.wfile.write(body)
         handler.wfile.flush()
         if until is not None:
-            until.wait(30)
+            until.wait(120)
         handler.close_connection = True
 
     return handle

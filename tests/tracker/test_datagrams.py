@@ -30,7 +30,7 @@ class Sockets:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
         sock.bind((host, 0))
-        sock.settimeout(10)
+        sock.settimeout(120)
         return sock
 
     def client(self, server: socket.socket, host: str) -> socket.socket:

@@ -416,7 +416,7 @@ def test_server(listeners: list[socket.socket]) -> None:
         ):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             with socket.socket(family, socket.SOCK_DGRAM) as client:
-                client.settimeout(10)
+                client.settimeout(120)
                 client.connect((address, sock.getsockname()[1]))
                 client.send(b"short")
                 client.send(b"x" * 5000)

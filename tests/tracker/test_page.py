@@ -465,7 +465,7 @@ def test_readers_take_turns(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
 
     def wait(*_: object) -> search.NamePage:
         entered.release()
-        assert go_on.wait(30)
+        assert go_on.wait(120)
         return search.NamePage([], None, in_time=True)
 
     monkeypatch.setattr(site.app.page, "_find", wait)
@@ -479,7 +479,7 @@ def test_readers_take_turns(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
     for reader in readers:
         reader.start()
     for _ in readers:
-        assert entered.acquire(timeout=30)
+        assert entered.acquire(timeout=120)
     response = site.get("/search?q=x")
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"
@@ -487,7 +487,7 @@ def test_readers_take_turns(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
     assert site.get("/nix-cache-info").status_code == 200
     go_on.set()
     for reader in readers:
-        reader.join(30)
+        reader.join(120)
     assert statuses == [200] * AT_A_TIME
     assert site.get("/search?q=x").status_code == 200
 

@@ -219,7 +219,7 @@ def test_kept_while_it_is_made() -> None:
 
     def make() -> int:
         began.release()
-        assert go_on.acquire(timeout=30)
+        assert go_on.acquire(timeout=120)
         made.append(1)
         return len(made)
 
@@ -228,16 +228,16 @@ def test_kept_while_it_is_made() -> None:
     threads = [threading.Thread(target=lambda: found.append(kept.get())) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert began.acquire(timeout=30)
+    assert began.acquire(timeout=120)
     go_on.release()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert found == [1, 1, 1]
     now[0] = 20.0
     maker = threading.Thread(target=lambda: found.append(kept.get()))
     maker.start()
-    assert began.acquire(timeout=30)
+    assert began.acquire(timeout=120)
     assert kept.get() == 1
     go_on.release()
-    maker.join(30)
+    maker.join(120)
     assert (found[-1], kept.get(), made) == (2, 2, [1, 1])

@@ -23,7 +23,7 @@ from tracker.parking import (
     room_for_descriptors,
 )
 
-WAIT = 30.0
+WAIT = 120.0
 """Longer than any test takes."""
 
 

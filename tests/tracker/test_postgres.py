@@ -27,7 +27,7 @@ from tracker.postgres import PostgresConnection, shown
 from tracker.publication import check
 
 NOW = 1_700_000_000
-DEADLINE = 30
+DEADLINE = 120
 MakeItem = Callable[..., Any]
 
 

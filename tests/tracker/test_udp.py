@@ -616,7 +616,7 @@ def test_server(python: UdpResponder) -> None:
         server.start()
         for sock in sockets:
             with socket.socket(type=socket.SOCK_DGRAM) as client:
-                client.settimeout(10)
+                client.settimeout(120)
                 client.connect(("127.0.0.1", sock.getsockname()[1]))
                 client.send(b"short")
                 client.send(CONNECT)
