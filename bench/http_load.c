@@ -24,6 +24,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "load.h"
+
 #define ADDRESSES 256
 #define MAX_CONNECTIONS 1024
 #define MAX_SECONDS 120
@@ -51,32 +53,9 @@ static struct peer *peers;
 static uint32_t count_of_peers, next_peer;
 static struct client clients[MAX_CONNECTIONS];
 static uint64_t announces, scrapes, wrong, failed;
-static uint64_t state = 88172645463325252ull;
 static uint32_t warm_left;
 static int port, poll_descriptor, requests_each, warm;
 static double time_now;
-
-static uint32_t chance(uint32_t limit)
-{
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (uint32_t)((state >> 32) % limit);
-}
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
-}
-
-static double cpu_time(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
-}
 
 /* Write the next request; peers announce from the address that they have in the file. */
 static uint32_t write_request(struct client *client, int last)
@@ -240,7 +219,7 @@ int main(int count, char **arguments)
             warm = 1;
             start = time_now;
             wrong = failed = 0;
-            cpu_before = cpu_time();
+            cpu_before = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
             printf("warm\n");
             fflush(stdout);
         }
@@ -259,6 +238,6 @@ int main(int count, char **arguments)
     }
     printf("%f %llu %llu %llu %llu %f\n", now() - start, (unsigned long long)announces,
            (unsigned long long)scrapes, (unsigned long long)wrong, (unsigned long long)failed,
-           cpu_time() - cpu_before);
+           seconds_of(CLOCK_PROCESS_CPUTIME_ID) - cpu_before);
     return 0;
 }

@@ -26,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "load.h"
+
 #define ADDRESSES 256
 #define SOCKETS 8
 #define WINDOW 1 /* more than 256 in all overflow a receive buffer of Linux' default size */
@@ -67,36 +69,7 @@ static struct outgoing outgoing[SOCKETS];
 static struct sockaddr_in tracker;
 static uint64_t answers[3], lost;
 static uint32_t transactions, warm_left;
-static uint64_t state = 88172645463325252ull;
 static int warm;
-
-static uint32_t chance(uint32_t limit)
-{
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (uint32_t)((state >> 32) % limit);
-}
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
-}
-
-static void put32(uint8_t *at, uint32_t value)
-{
-    value = htonl(value);
-    memcpy(at, &value, 4);
-}
-
-static uint32_t get32(const uint8_t *at)
-{
-    uint32_t value;
-    memcpy(&value, at, 4);
-    return ntohl(value);
-}
 
 /* Send what waits; what the kernel doesn't take is lost, and asked again later. */
 static void flush(struct outgoing *out)

@@ -29,6 +29,8 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "load.h"
+
 #define PEERS_EACH 8
 #define LARGEST 20000u
 #define WINDOW 192 /* more overflow a receive buffer of Linux' default size */
@@ -74,40 +76,11 @@ static struct slot slots[WINDOW];
 static uint64_t answers, lost;
 static int keeping;
 static volatile sig_atomic_t ended;
-static uint64_t state = 88172645463325252ull;
 
 static void end(int number)
 {
     (void)number;
     ended = 1;
-}
-
-static uint32_t chance(uint32_t limit)
-{
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (uint32_t)((state >> 32) * limit >> 32);
-}
-
-static double now(clockid_t clock)
-{
-    struct timespec time;
-    clock_gettime(clock, &time);
-    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
-}
-
-static void put32(uint8_t *at, uint32_t value)
-{
-    value = htonl(value);
-    memcpy(at, &value, 4);
-}
-
-static uint32_t get32(const uint8_t *at)
-{
-    uint32_t value;
-    memcpy(&value, at, 4);
-    return ntohl(value);
 }
 
 /* Begin a datagram; its size. */
@@ -286,7 +259,7 @@ static unsigned hear(struct outgoing *out, double time, uint32_t second)
 /* Announce until everyone did, or until a time; seconds that it took. */
 static double run(double begin, double until)
 {
-    double start = now(CLOCK_MONOTONIC), swept = start;
+    double start = now(), swept = start;
     unsigned busy = 0;
     answers = lost = 0;
     for (uint32_t place = 0; place < WINDOW; ++place)
@@ -300,7 +273,7 @@ static double run(double begin, double until)
         struct pollfd polled[2] = {{outgoing[FOUR].descriptor, POLLIN, 0},
                                    {outgoing[SIX].descriptor, POLLIN, 0}};
         poll(polled, 2, 50);
-        double time = now(CLOCK_MONOTONIC);
+        double time = now();
         uint32_t second = (uint32_t)(time - begin);
         for (int kind = 0; kind < 2; ++kind)
             if (polled[kind].revents)
@@ -316,7 +289,7 @@ static double run(double begin, double until)
                 ask(place, time, second);
             }
     }
-    return now(CLOCK_MONOTONIC) - start;
+    return now() - start;
 }
 
 static int crowd(uint32_t peers, uint32_t swarms, double seconds)
@@ -341,13 +314,13 @@ static int crowd(uint32_t peers, uint32_t swarms, double seconds)
                          : bind(out->descriptor, (struct sockaddr *)&six, sizeof six))
             return 1;
     }
-    double begin = now(CLOCK_MONOTONIC);
+    double begin = now();
     double took = run(begin, begin + MAX_SECONDS);
     printf("%f %llu %llu\n", took, (unsigned long long)answers, (unsigned long long)lost);
     fflush(stdout);
     keeping = 1;
     if (seconds > 0) {
-        took = run(begin, now(CLOCK_MONOTONIC) + seconds);
+        took = run(begin, now() + seconds);
         printf("%f %llu %llu\n", took, (unsigned long long)answers, (unsigned long long)lost);
     }
     return answers == 0;
@@ -380,7 +353,7 @@ static void collect(int descriptor, struct sample *samples, uint32_t count, uint
             continue;
         uint32_t transaction = get32(packet + 4);
         struct cmsghdr *part = CMSG_FIRSTHDR(&header);
-        double heard = now(CLOCK_REALTIME);
+        double heard = seconds_of(CLOCK_REALTIME);
         if (part != NULL && part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_TIMESTAMPNS) {
             struct timespec stamp;
             memcpy(&stamp, CMSG_DATA(part), sizeof stamp);
@@ -409,7 +382,7 @@ static int probe(uint32_t swarms, uint32_t seconds, uint32_t rate)
     const struct timespec pause = {0, 200000};
     struct pollfd polled = {descriptor, POLLIN, 0};
     while (sent < total && !ended) {
-        double time = now(CLOCK_MONOTONIC);
+        double time = now();
         if (time - asked >= ID_SECONDS) {
             size_t size = connect_packet(packet, 0xffffffffu);
             sendto(descriptor, packet, size, 0, (struct sockaddr *)&tracker4, sizeof tracker4);
@@ -417,13 +390,13 @@ static int probe(uint32_t swarms, uint32_t seconds, uint32_t rate)
             if (start == 0) {
                 poll(&polled, 1, 5000);
                 collect(descriptor, samples, total, id);
-                start = now(CLOCK_MONOTONIC);
+                start = now();
             }
         }
         for (; sent < total && start + (double)sent / rate <= time; ++sent) {
             size_t size =
                 announce_packet(packet, id, sent, chance(swarms), (uint16_t)(1 + sent % 16), 0);
-            samples[sent].sent = now(CLOCK_REALTIME);
+            samples[sent].sent = seconds_of(CLOCK_REALTIME);
             sendto(descriptor, packet, size, 0, (struct sockaddr *)&tracker4, sizeof tracker4);
         }
         collect(descriptor, samples, total, id);
