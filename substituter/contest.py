@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol, runtime_checkable
 
 from narswarm.errors import NarswarmError, NetworkError
-from substituter.race import Meter, Policy, Standing, State, Way, decide
+from substituter.race import Meter, Policy, Standing, State, Way, decide, overtaken, stalls
 
 AHEAD: Final = 16 << 20
 """Bytes of NAR that each way may have in memory for the reader."""
+
+MAX_SPARES: Final = 3
+"""Further servers that join for one item while others are silent."""
 
 TICK: Final = 0.02
 """Seconds from one look at the race to the next."""
@@ -136,6 +139,9 @@ class Contest:
         self._failed = failed
         self._expected = expected
         self._lanes: dict[Way, Lane] = {}
+        self._spare: Lane | None = None
+        self._spares = 0
+        self._before: dict[Way, float] = {}
         self._all: list[Lane] = []
         self._shown: NarSource | None = None
         self._looked = float("-inf")
@@ -163,7 +169,7 @@ class Contest:
     def close(self) -> None:
         """Let go of all sources."""
         with self.changed:
-            lanes = list(self._lanes.values())
+            lanes = self._running()
         for lane in lanes:
             lane.drop()
 
@@ -186,7 +192,7 @@ class Contest:
     def rates(self) -> dict[Way, float]:
         """The rates of ways that were not slowed down by the reader, as far as they are known."""
         found = {way: lane.standing().rate for way, lane in self._lanes.items()}
-        return {
+        return self._before | {
             way: rate
             for way, rate in found.items()
             if rate and not self._lanes[way].was_full and not self._lanes[way].is_quiet()
@@ -214,9 +220,10 @@ class Contest:
                 else:
                     decided = []
                 if not decided:
-                    for lane in self._lanes.values():
+                    lanes = self._running()
+                    for lane in lanes:
                         lane.skip(self.consumed)
-                    for lane in sorted(self._lanes.values(), key=self._rank):
+                    for lane in sorted(lanes, key=self._rank):
                         if (taken := lane.take(self.consumed)) is not None:
                             source, chunk = taken
                             self.consumed += len(chunk)
@@ -233,13 +240,20 @@ class Contest:
 
     def _is_over(self) -> bool:
         return len(self._lanes) == len(self._sources) and all(
-            lane.over and not lane.resting for lane in self._lanes.values()
+            lane.over and not lane.resting for lane in self._running()
         )
+
+    def _running(self) -> list[Lane]:
+        """All lanes, whether they are over or not."""
+        return [*self._lanes.values(), *([self._spare] if self._spare else [])]
 
     def _decide(self, now: float) -> list[Callable[[], None]]:
         """What has to be done outside of the lock."""
-        if any(lane.is_complete() for lane in self._lanes.values()):
-            return [lane.drop for lane in self._lanes.values() if not (lane.over or lane.dropped)]
+        lanes = self._running()
+        if any(lane.is_complete() for lane in lanes):
+            return [lane.drop for lane in lanes if not (lane.over or lane.dropped)]
+        if (actions := self._decide_spare(now)) is not None:
+            return actions
         standings = {
             way: self._lanes[way].standing() if way in self._lanes else Standing()
             for way in self._sources
@@ -253,15 +267,54 @@ class Contest:
             ahead=self._ahead,
             begun=self._begun,
         )
-        actions: list[Callable[[], None]] = []
+        actions = []
         if decision.start is not None:
             lane = Lane(self, decision.start)
             self._lanes[decision.start] = lane
             self._all.append(lane)
-            actions.append(lambda: lane.begin(self._sources[lane.way]))
+            actions.append(lambda: lane.begin(_Shared(self._sources[lane.way], lane)))
         if decision.stop is not None:
-            actions.append(self._lanes.pop(decision.stop).drop)
-        return actions
+            stopped = self._lanes.pop(decision.stop)
+            actions.append(stopped.drop)
+            if (rate := standings[decision.stop].rate) and not stopped.was_full:
+                self._before[decision.stop] = rate
+            if self._spare is not None and self._spare.way is decision.stop:
+                actions.append(self._spare.drop)
+                self._spare = None
+        return actions or self._start_spare(standings, now)
+
+    def _start_spare(
+        self, standings: Mapping[Way, Standing], now: float
+    ) -> list[Callable[[], None]]:
+        """Have another server join those that are silent."""
+        if (
+            self._spare is not None
+            or self._spares >= MAX_SPARES
+            or not stalls(standings, now, begun=self._begun)
+        ):
+            return []
+        first = self._lanes[Way.HTTP]
+        self._spares += 1
+        self._spare = lane = Lane(self, Way.HTTP)
+        self._all.append(lane)
+        return [lambda: lane.begin_beside(first)]
+
+    def _decide_spare(self, now: float) -> list[Callable[[], None]] | None:
+        """Who of two servers goes on; None if there is nothing to do."""
+        spare, first = self._spare, self._lanes.get(Way.HTTP)
+        if spare is None or first is None:
+            return None
+        if spare.over:
+            self._spare = None
+            return None
+        won = True if first.over else None
+        won = won or overtaken(self.nar_size, first.standing(), spare.standing(), now)
+        if won is None:
+            return None
+        self._spare = None
+        if won:
+            self._lanes[Way.HTTP] = spare
+        return [first.drop if won else spare.drop]
 
 
 class Lane:
@@ -275,7 +328,8 @@ class Lane:
         self.current: NarSource | None = None
         self.thread = threading.Thread(target=self._run, name=str(way), daemon=True)
         self._contest = contest
-        self._sources: Sources | None = None
+        self._sources: _Shared | None = None
+        self._besides = ""
         self._dropped = False
         self._callbacks: list[Callable[[], None]] = []
         self._meter = Meter()
@@ -332,9 +386,15 @@ class Lane:
 
     # What the contest sees
 
-    def begin(self, sources: Sources) -> None:
+    def begin(self, sources: _Shared) -> None:
         """Start the thread."""
         self._sources = sources
+        self.thread.start()
+
+    def begin_beside(self, other: Lane) -> None:
+        """Start the thread, with the sources that another lane hasn't tried, of other hosts."""
+        self._besides = _host(other.current)
+        self._sources = other._sources
         self.thread.start()
 
     def drop(self) -> None:
@@ -404,7 +464,7 @@ class Lane:
         contest = self._contest
         try:
             assert self._sources is not None  # noqa: S101 -- begin() has set it
-            for source in self._sources(self):
+            while (source := self._sources.next(self._besides)) is not None:
                 if self._dropped or self._serve(source):
                     return
         except Exception as error:  # noqa: BLE001 -- the other way goes on
@@ -454,3 +514,41 @@ class Lane:
                     contest.changed.wait_for(lambda: self._dropped or not self._full)
                     self._last = contest.clock()
             return not self._dropped and self._position < contest.nar_size
+
+
+class _Shared:
+    """The sources of a way, each of which is given once, to whichever lane asks.
+
+    Args:
+        sources: gives them.
+        lane: the first that asks.
+    """
+
+    def __init__(self, sources: Sources, lane: Lane) -> None:
+        self._sources = sources
+        self._lane = lane
+        self._lock = threading.Lock()
+        self._iterator: Iterator[NarSource] | None = None
+        self._passed: deque[NarSource] = deque()
+
+    def next(self, besides: str = "") -> NarSource | None:
+        """The next one; may wait.
+
+        Args:
+            besides: a host whose sources are left for others.
+        """
+        with self._lock:
+            if self._passed and not besides:
+                return self._passed.popleft()
+            if self._iterator is None:
+                self._iterator = self._sources(self._lane)
+            for source in self._iterator:
+                if not besides or _host(source) != besides:
+                    return source
+                self._passed.append(source)
+            return None
+
+
+def _host(source: NarSource | None) -> str:
+    """The server that a source is of, "" where there is none."""
+    return str(getattr(source, "host", ""))

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -238,8 +238,12 @@ class Context:
                 self.warn_once(disagreement)
         return found
 
-    def equivalents(self, narinfo: Narinfo, timeout: float) -> list[Narinfo]:
-        """What the other servers say of the same NAR, in the order of the servers."""
+    def equivalents(self, narinfo: Narinfo, timeout: float) -> Iterator[Narinfo]:
+        """What the other servers say of the same NAR, as their answers come.
+
+        One that the narinfo names as a source isn't asked: it has said it, and may hang by now.
+        """
+        from concurrent.futures import as_completed  # noqa: PLC0415
 
         def ask(server: str) -> Narinfo | None:
             try:
@@ -249,11 +253,16 @@ class Context:
             except NarswarmError:
                 return None
 
-        return [
-            other
-            for other in self.executor.map(ask, self._servers.servers)
-            if other and (other.nar_hash, other.nar_size) == (narinfo.nar_hash, narinfo.nar_size)
+        said = tuple(source.url for source in narinfo.sources)
+        others = [
+            server
+            for server in self._servers.servers
+            if not any(url.startswith(f"{server}/") for url in said)
         ]
+        for future in as_completed([self.executor.submit(ask, server) for server in others]):
+            other = future.result()
+            if other and (other.nar_hash, other.nar_size) == (narinfo.nar_hash, narinfo.nar_size):
+                yield other
 
     def warn_once(self, message: str) -> None:
         """Show a line unless this process has shown it already."""

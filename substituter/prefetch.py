@@ -199,6 +199,11 @@ class AheadSource:
         """Of the torrent, if it is one."""
         return str(getattr(self._ahead.used, "infohash", ""))
 
+    @property
+    def host(self) -> str:
+        """Of the server, if it is one."""
+        return str(getattr(self._ahead.used, "host", ""))
+
     def nar(self, runner: Runner) -> _Following:
         """Read it while it comes."""
         return _Following(self._ahead, runner)

@@ -35,6 +35,9 @@ BEGUN: Final = 4.0
 QUIET: Final = 0.5
 """Seconds without a byte after which the other joins."""
 
+STALLED: Final = 1.0
+"""Seconds without a byte after which another server joins, when no other way brings anything."""
+
 SLOW: Final = 1.0
 """Seconds after which a rate says something."""
 
@@ -198,6 +201,29 @@ def decide(
     share = BEGUN if way is begun else share
     joins = _is_behind(ways[way], nar_size, now, rate, share)
     return Decision(start=way.other) if joins else NOTHING
+
+
+def stalls(ways: Mapping[Way, Standing], now: float, *, begun: Way | None = None) -> bool:
+    """Whether servers bring nothing, and nobody else does: another server should join.
+
+    Args:
+        ways: those that there are.
+        now: as for `decide`.
+        begun: as for `first`.
+    """
+    running = [each for each in ways.values() if each.state is State.RUNNING]
+    limit = STALLED * (2 if begun is Way.HTTP else 1)
+    return (
+        Way.HTTP in ways
+        and ways[Way.HTTP].state is State.RUNNING
+        and not any(one.full or now - max(one.last, one.since) < limit for one in running)
+    )
+
+
+def overtaken(nar_size: int, one: Standing, two: Standing, now: float) -> bool | None:
+    """Of two sources of one way, whether the second has won; None as long as that isn't clear."""
+    stop = _let_go(nar_size, {Way.HTTP: one, Way.SWARM: two}, now).stop
+    return None if stop is None else stop is Way.HTTP
 
 
 def _is_behind(one: Standing, nar_size: int, now: float, rate: float, share: float) -> bool:

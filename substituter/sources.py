@@ -154,6 +154,13 @@ class HttpSource:
         self._source = source
         self._nar_size = nar_size
 
+    @property
+    def host(self) -> str:
+        """The server's name and port."""
+        with contextlib.suppress(NetworkError):
+            return split(self._source.url).authority
+        return ""
+
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
         """Fetch, decompressing on the way."""

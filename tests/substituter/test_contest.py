@@ -28,26 +28,35 @@ class Told:
         key: its name.
         upto: bytes that it delivers before `then`.
         then: what it does afterwards: end, fail, or hang until it isn't wanted any more.
+        host: of its server.
     """
 
-    def __init__(self, key: str, upto: int = SIZE, then: str = "end", data: bytes = NAR) -> None:
+    def __init__(
+        self, key: str, upto: int = SIZE, then: str = "end", data: bytes = NAR, host: str = ""
+    ) -> None:
         self.key = key
+        self.host = host
         self.closed = threading.Event()
         self.sent = 0
         self._upto, self._then, self._data = upto, then, data
-        self._unwanted = threading.Event()
 
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
         """Deliver."""
+        # One that was let go may be begun anew while it still ends.
+        unwanted = threading.Event()
         runner.source(f"x:{self.key}", None, lambda: 0)
-        runner.on_drop(self._unwanted.set)
+        runner.on_drop(unwanted.set)
         try:
-            yield self._chunks()
+            yield self._chunks(unwanted)
         finally:
             self.closed.set()
 
-    def _chunks(self) -> Iterator[bytes]:
+    def release(self) -> None:
+        """Have it end."""
+        self._unwanted.set()
+
+    def _chunks(self, unwanted: threading.Event) -> Iterator[bytes]:
         for start in range(0, self._upto, PIECE):
             chunk = self._data[start : min(start + PIECE, self._upto)]
             self.sent += len(chunk)
@@ -55,7 +64,7 @@ class Told:
         if self._then == "fail":
             raise NetworkError(self.key, "broke")
         if self._then == "hang":
-            self._unwanted.wait(WAIT)
+            unwanted.wait(WAIT)
 
 
 class Shown:
@@ -136,6 +145,35 @@ def test_a_silent_source_is_overtaken() -> None:
     assert race.shown.urls[-1] == "x:b"
     assert hanging.closed.is_set()
     assert race.failures == []
+
+
+@pytest.mark.parametrize("upto", [0, PIECE, SIZE // 2])
+def test_another_server_joins_one_that_is_silent(upto: int) -> None:
+    """Nothing that came is lost; what else the silent one has is tried when the other fails."""
+    silent, same = Told("a", upto, "hang", host="one"), Told("c", host="one")
+    failing = Told("b", SIZE - 1, "fail", host="two")
+    race = Race(http=[silent, same, failing, Told("d", host="three")])
+    assert race.read() == NAR
+    assert same.sent == 0
+    assert race.used()[-1] == "d"
+    assert race.used()[:-1] == (["a"] if upto else []) + ["b"]
+    assert silent.closed.is_set()
+
+
+def test_a_server_alone_is_waited_for() -> None:
+    """Others of the same server would be as silent; it may go on after all."""
+    silent, same = Told("a", PIECE, "hang", host="one"), Told("b", host="one")
+    race = Race(http=[silent, same])
+    chunks = race.contest.chunks()
+    assert next(chunks) == NAR[:PIECE]
+    reader = threading.Thread(target=lambda: [None for _ in chunks])
+    reader.start()
+    while race.contest.clock() < 100.0:
+        pass
+    assert same.sent == 0
+    silent.release()
+    reader.join(WAIT)
+    assert race.used() == ["a", "b"]
 
 
 @pytest.mark.parametrize("policy", [Policy.RACE, Policy.HTTP_FIRST, Policy.SWARM_FIRST])

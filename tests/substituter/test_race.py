@@ -302,3 +302,42 @@ def test_what_is_on_its_way_has_more_time(one: Standing, joins: float | None) ->
     for now, expected in ((joins or 50.0) - 0.01, False), (joins or 50.0, joins is not None):
         found = decide(Policy.RACE, LARGE, ways, now, begun=Way.SWARM)
         assert found == Decision(start=Way.HTTP if expected else None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "beside", "begun", "after"),
+    [
+        ({}, None, None, race.STALLED),
+        ({"position": 5, "last": 7.0}, None, None, 7.0 + race.STALLED),
+        ({"full": True}, None, None, None),
+        ({"state": State.OVER}, None, None, None),
+        ({"state": State.WAITING}, None, None, None),
+        ({}, Standing(State.RUNNING, 0.0, True, 5, 3.0), None, 3.0 + race.STALLED),
+        ({}, Standing(State.OVER, 0.0, True, 5, 3.0), None, race.STALLED),
+        ({}, None, Way.HTTP, 2 * race.STALLED),
+    ],
+)
+def test_a_silent_server_gets_another_one_beside_it(
+    changes: dict[str, object], beside: Standing | None, begun: Way | None, after: float | None
+) -> None:
+    """Unless it waits for the reader, or the swarm moves."""
+    ways = {Way.HTTP: Standing(State.RUNNING)._replace(**changes)}  # type: ignore[arg-type]
+    if beside is not None:
+        ways[Way.SWARM] = beside
+    limit = 1000.0 if after is None else after
+    assert not race.stalls(ways, limit - 0.001, begun=begun)
+    assert race.stalls(ways, limit, begun=begun) is (after is not None)
+
+
+def test_without_servers_none_is_silent() -> None:
+    """Nothing is said of swarms."""
+    assert not race.stalls({Way.SWARM: Standing(State.RUNNING)}, 1000.0)
+
+
+def test_who_of_two_servers_has_won() -> None:
+    """As of two ways."""
+    ahead = Standing(State.RUNNING, 0.0, True, 2000, 10.0, 100.0)
+    behind = ahead._replace(position=1000)
+    assert race.overtaken(LARGE, ahead, behind, 10.0) is False
+    assert race.overtaken(LARGE, behind, ahead, 10.0) is True
+    assert race.overtaken(LARGE, ahead, behind._replace(rate=200.0), 10.0) is None
