@@ -186,6 +186,7 @@ class HttpClient:
         self,
         urls: Sequence[str],
         *,
+        headers: Sequence[Mapping[str, str]] | None = None,
         max_bytes: int = 1 << 20,
         timeout: float | None = None,
     ) -> Iterator[Response]:
@@ -195,6 +196,7 @@ class HttpClient:
 
         Args:
             urls: of one server; redirects are followed.
+            headers: further header fields for each URL.
             max_bytes: longest answer that is taken.
             timeout: seconds for everything together.
 
@@ -207,23 +209,28 @@ class HttpClient:
         """
         deadline = self._deadline(timeout)
         targets = [split(url) for url in urls]
+        more = [{}] * len(urls) if headers is None else headers
         done = 0
         if len(targets) > 1:
-            for response in self._pipelined(targets, deadline, max_bytes):
+            for response in self._pipelined(targets, more, deadline, max_bytes):
                 if response.status in _REDIRECTS:
                     break
                 done += 1
                 yield response
-        for url in urls[done:]:
-            with self._respond("GET", url, None, None, deadline, keep=True) as stream:
+        for url, fields in zip(urls[done:], more[done:], strict=True):
+            with self._respond("GET", url, fields, None, deadline, keep=True) as stream:
                 yield _whole(stream, max_bytes)
 
     def _pipelined(
-        self, targets: Sequence[Target], deadline: Deadline, max_bytes: int
+        self,
+        targets: Sequence[Target],
+        more: Sequence[Mapping[str, str]],
+        deadline: Deadline,
+        max_bytes: int,
     ) -> Iterator[Response]:
         """The answers that come on one connection, maybe none."""
         target = targets[0]
-        headers = {"User-Agent": USER_AGENT, "Connection": "keep-alive", "Host": target.authority}
+        common = {"User-Agent": USER_AGENT, "Connection": "keep-alive", "Host": target.authority}
         proxy = self._proxy(target)
         key = (target.scheme, target.host, target.port, proxy)
         connection = self._take(key)
@@ -232,7 +239,10 @@ class HttpClient:
                 connection = Connection(key, self._connect(target, proxy, deadline))
         complete = False
         try:
-            answers = connection.pipeline("GET", targets, headers, None, deadline)
+            requests = [
+                (each, {**fields, **common}) for each, fields in zip(targets, more, strict=True)
+            ]
+            answers = connection.pipeline("GET", requests, None, deadline)
             for number, each in enumerate(targets):
                 with reasons(each.name):
                     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 MAX_LINE: Final = 65_536
 """Longest line of a header, in bytes."""
@@ -21,6 +21,35 @@ _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 _NO_BODY: Final = frozenset({204, 304})
+
+
+_ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,200}"')
+_DATE: Final = re.compile(r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
+
+
+class Validator(NamedTuple):
+    """What a server calls a version of something (RFC 9110, section 8.8).
+
+    Attributes:
+        etag: with its quotes, empty if there is none.
+        modified: the date of its last change as the server wrote it, empty if there is none.
+    """
+
+    etag: str = ""
+    modified: str = ""
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Validator:
+        """That of an answer, by its fields in lower case; what isn't well-formed doesn't count."""
+        etag, modified = headers.get("etag", ""), headers.get("last-modified", "")
+        return cls(
+            etag if _ETAG.fullmatch(etag) else "", modified if _DATE.fullmatch(modified) else ""
+        )
+
+    def conditions(self) -> dict[str, str]:
+        """Fields of a request that is to be answered by 304 if nothing has changed."""
+        fields = {"If-None-Match": self.etag, "If-Modified-Since": self.modified}
+        return {name: value for name, value in fields.items() if value}
 
 
 class MalformedError(Exception):

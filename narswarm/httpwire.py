@@ -186,13 +186,12 @@ class Connection:
             OSError: the connection broke, or time is up.
             MalformedError: the header is none, or too long.
         """
-        return next(self.pipeline(method, [target], headers, body, deadline))
+        return next(self.pipeline(method, [(target, headers)], body, deadline))
 
     def pipeline(
         self,
         method: str,
-        targets: Sequence[Target],
-        headers: Mapping[str, str],
+        requests: Sequence[tuple[Target, Mapping[str, str]]],
         body: bytes | None,
         deadline: Deadline,
     ) -> Iterator[Answer]:
@@ -209,7 +208,7 @@ class Connection:
         wire = self._wire
         wire.deadline = deadline
         message = b""
-        for target in targets:
+        for target, headers in requests:
             path, sent = target.path, dict(headers)
             if wire.proxy is not None:
                 path = target.url
@@ -219,7 +218,7 @@ class Connection:
         wire.header_left = MAX_HEADER
         wire.sendall(message)
         reader = wire.reader()
-        for number in range(len(targets)):
+        for number in range(len(requests)):
             wire.header_left = MAX_HEADER
             try:
                 self.response = Answer(reader, method)
@@ -233,7 +232,7 @@ class Connection:
                 reader.close()
                 raise
             wire.header_left = None
-            last = number + 1 == len(targets)
+            last = number + 1 == len(requests)
             self._open = self.response.keeps and last
             yield self.response
             if not self.response.keeps:

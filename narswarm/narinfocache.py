@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from narswarm import narinfo, storepath
+from narswarm.httpmessage import Validator
 
 KEEP: Final = 30 * 86400
 """Seconds that an entry stays after its time, for when its server can't be reached."""
@@ -29,8 +30,10 @@ PRUNE_INTERVAL: Final = 86400
 MAX_ENTRIES: Final = 200_000
 """Entries over all servers that a clean-up leaves: about 200 MB, the closure of many systems."""
 
-_HEADER = re.compile(rb"narswarm-narinfo 1 (hit|miss) ([0-9]{1,12}) ([0-9]{1,9})\n")
-_LONGEST_HEADER = 64
+_HEADER = re.compile(
+    rb"narswarm-narinfo 1 (hit|miss) ([0-9]{1,12}) ([0-9]{1,9})(?:\t([ -~]*)\t([ -~]*))?\n"
+)
+_LONGEST_HEADER = 384
 _STAMP = ".pruned"
 
 
@@ -41,6 +44,8 @@ class Cached(NamedTuple):
     """The narinfo, None where the server had none."""
     fresh: bool
     """Whether the server needn't be asked again yet."""
+    validator: Validator = Validator()
+    """What the server called this version."""
 
 
 class NarinfoCache:
@@ -65,7 +70,7 @@ class NarinfoCache:
                 content = file.read(_LONGEST_HEADER + narinfo.MAX_BYTES + 1)
         except OSError:
             return None
-        header = _HEADER.match(content)
+        header = _HEADER.match(content[:_LONGEST_HEADER])
         if header is None:
             return None
         raw = content[header.end() :]
@@ -73,9 +78,21 @@ class NarinfoCache:
             return None
         # A date in the future is one of a clock that was wrong.
         fresh = 0 <= now - int(header[2]) < int(header[3])
-        return Cached(raw or None, fresh) if fresh or raw else None
+        if not (fresh or raw):
+            return None
+        fields = {"etag": header[4] or b"", "last-modified": header[5] or b""}
+        validator = Validator.of({name: value.decode() for name, value in fields.items()})
+        return Cached(raw or None, fresh, validator)
 
-    def put(self, server: str, hash_part: str, raw: bytes | None, now: float, ttl: float) -> None:
+    def put(
+        self,
+        server: str,
+        hash_part: str,
+        raw: bytes | None,
+        now: float,
+        ttl: float,
+        validator: Validator = Validator(),  # noqa: B008 - it is immutable
+    ) -> None:
         """Keep what a server said.
 
         Args:
@@ -84,10 +101,13 @@ class NarinfoCache:
             raw: the narinfo, None where the server has none.
             now: seconds since 1970.
             ttl: seconds for which the server needn't be asked again.
+            validator: what the server called this version.
         """
         file = self._file(server, hash_part)
         date, life = int(now), int(ttl)
-        header = f"narswarm-narinfo 1 {'hit' if raw else 'miss'} {date} {life}\n".encode()
+        version = f"\t{validator.etag}\t{validator.modified}" if raw and any(validator) else ""
+        kind = "hit" if raw else "miss"
+        header = f"narswarm-narinfo 1 {kind} {date} {life}{version}\n".encode()
         temporary = file.with_name(f".{hash_part}.{os.getpid()}.{threading.get_ident()}")
         with suppress(OSError):
             file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -15,13 +15,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from narswarm import narinfo, storepath
 from narswarm.errors import InvalidInputError, NetworkError
+from narswarm.httpmessage import Validator
 from narswarm.httpwire import UnreachableError
 from narswarm.narinfo import Narinfo, Verdict
-from narswarm.narinfocache import NarinfoCache
+from narswarm.narinfocache import Cached, NarinfoCache
 
 if TYPE_CHECKING:
     from narswarm.acl import Acl
@@ -59,8 +60,54 @@ SILENCE: Final = 2.0
 HEDGE: Final = 0.3
 """Seconds until a server is asked although the one before it has not answered."""
 
+MAX_REST: Final = 3600.0
+"""Seconds that a server is left alone at most which asks for that."""
+
 _MAX_AGE = re.compile(r"(?:^|[\s,])max-age=([0-9]{1,9})(?![0-9])")
 _MISSES = frozenset({202, 404, 410})
+_BUSY = frozenset({429, 503})
+_NOT_MODIFIED = 304
+
+
+class OverloadedError(NetworkError):
+    """A server asks to be left alone.
+
+    Attributes:
+        seconds: for how long.
+    """
+
+    def __init__(self, url: str, status: int, seconds: float) -> None:
+        super().__init__(url, f"answered {status}: it has too much to do")
+        self.seconds = seconds
+
+
+class _Old(NamedTuple):
+    """What is kept of a server of which the time is over, and counts still."""
+
+    raw: bytes
+    info: Narinfo
+    validator: Validator
+
+
+class Cache(Protocol):
+    """Where answers are kept: a `narswarm.narinfocache.NarinfoCache`."""
+
+    def get(self, server: str, hash_part: str, now: float) -> Cached | None:
+        """Give what is kept."""
+
+    def put(
+        self,
+        server: str,
+        hash_part: str,
+        raw: bytes | None,
+        now: float,
+        ttl: float,
+        validator: Validator = ...,
+    ) -> None:
+        """Keep what a server said."""
+
+    def prune_if_due(self, now: float) -> None:
+        """Clean up now and then."""
 
 
 class NarinfoLookup:
@@ -81,7 +128,7 @@ class NarinfoLookup:
         client: HttpClient,
         servers: Sequence[str],
         acl: Acl,
-        cache: NarinfoCache | None = None,
+        cache: Cache | None = None,
         clock: Callable[[], float] = time.time,
         workers: int = 16,
         hedge: float = HEDGE,
@@ -94,7 +141,7 @@ class NarinfoLookup:
         self._cache = cache
         self._clock = clock
         self._lock = threading.Lock()
-        self._down: dict[str, float] = {}
+        self._down: dict[str, tuple[float, float]] = {}
         self._failures: dict[str, int] = {}
         self._waiting: dict[str, float] = {}
         self._warned: set[str] = set()
@@ -209,42 +256,67 @@ class NarinfoLookup:
     ) -> Iterator[Narinfo | None]:
         """Give what one server has for each of some paths, asked by one connection.
 
+        Of what was kept with what the server called its version, it only has to say that nothing
+        has changed.
+
         Raises:
+            OverloadedError: the server asks to be left alone.
             NetworkError: the server can't be asked; those that were given still count.
         """
         now = self._clock()
         known: dict[str, Narinfo | None] = {}
+        old: dict[str, _Old] = {}
         for path in paths:
             cached = self._cache.get(server, _hash_part(path), now) if self._cache else None
-            if cached is not None and cached.fresh:
-                known[path] = self._judge(cached.raw, server, path)
+            if cached is None or not (cached.fresh or any(cached.validator)):
+                continue
+            info = self._judge(cached.raw, server, path)
+            if cached.fresh:
+                known[path] = info
+            elif cached.raw is not None and info is not None:
+                # Only of what counts: else what was damaged here would stay so.
+                old[path] = _Old(cached.raw, info, cached.validator)
         unknown = [path for path in paths if path not in known]
         responses: Iterator[Response] = iter(())
         if unknown:
             with self._lock:
                 self._waiting.setdefault(server, now)
             urls = [f"{server}/{_hash_part(path)}.narinfo" for path in unknown]
+            conditions = [
+                old[path].validator.conditions() if path in old else {} for path in unknown
+            ]
             responses = self._client.pipeline(
-                urls, max_bytes=narinfo.MAX_BYTES, timeout=max(timeout, 0.001)
+                urls,
+                headers=conditions,
+                max_bytes=narinfo.MAX_BYTES,
+                timeout=max(timeout, 0.001),
             )
         for path in paths:
             if path in known:
                 yield known[path]
             else:
-                yield self._take(server, path, next(responses), now)
+                yield self._take(server, path, next(responses), now, old.get(path))
 
-    def _take(self, server: str, path: str, response: Response, now: float) -> Narinfo | None:
+    def _take(
+        self, server: str, path: str, response: Response, now: float, old: _Old | None
+    ) -> Narinfo | None:
         """Keep an answer, and give it if it counts."""
+        if response.status in _BUSY:
+            raise OverloadedError(server, response.status, _rest(response))
         age = _MAX_AGE.search(response.headers.get("cache-control", "").lower())
         raw, ttl = None, float(ERROR_TTL)
-        if response.status == 200 and _names(response.body, path):
-            raw = response.body
+        validator = Validator.of(response.headers)
+        same = old if response.status == _NOT_MODIFIED else None
+        if same is not None or (response.status == 200 and _names(response.body, path)):
+            raw = response.body if same is None else same.raw
             ttl = min(int(age[1]), MAX_TTL) if age else TTL
         elif response.status in _MISSES:
             ttl = min(max(int(age[1]), MISS_TTL), MAX_MISS_TTL) if age else MISS_TTL
         if self._cache is not None:
-            self._cache.put(server, _hash_part(path), raw, now, ttl)
-        return self._judge(raw, server, path)
+            if same is not None and not any(validator):
+                validator = same.validator
+            self._cache.put(server, _hash_part(path), raw, now, ttl, validator)
+        return self._judge(raw, server, path) if same is None else same.info
 
     def stale(self, path: str) -> Narinfo | None:
         """Give an authorised narinfo of which the time is over: a signature has no end."""
@@ -264,7 +336,8 @@ class NarinfoLookup:
             if self._is_silent(server):
                 self._warn(server, "does not answer")
                 return True
-            return 0 < self._down.get(server, 0) - self._clock() <= BREAK
+            until, seconds = self._down.get(server, (0.0, 0.0))
+            return 0 < until - self._clock() <= seconds  # not if the clock was put back
 
     def succeeded(self, server: str) -> None:
         """Note that a server answered."""
@@ -283,11 +356,15 @@ class NarinfoLookup:
         with self._lock:
             silent = self._is_silent(server)
             self._waiting.pop(server, None)
+            if isinstance(error, OverloadedError):
+                self._down[server] = (self._clock() + error.seconds, error.seconds)
+                self._warn(server, error.reason)
+                return
             if not in_time and not silent:
                 return
             failures = self._failures[server] = self._failures.get(server, 0) + 1
             if silent or failures >= MAX_FAILURES or isinstance(error, UnreachableError):
-                self._down[server] = self._clock() + BREAK
+                self._down[server] = (self._clock() + BREAK, BREAK)
                 self._warn(server, error.reason)
 
     def _is_silent(self, server: str) -> bool:
@@ -451,6 +528,13 @@ class _Search:
         else:
             self._ready[remaining[0]].append(index)
         self._changed.notify_all()
+
+
+def _rest(response: Response) -> float:
+    """Seconds for which a server wants to be left alone."""
+    text = response.headers.get("retry-after", "")
+    seconds = float(text) if text.isascii() and text.isdigit() and len(text) < 9 else BREAK
+    return min(max(seconds, BREAK), MAX_REST)
 
 
 def _is_store_path(path: str) -> bool:

@@ -29,6 +29,7 @@ from seeder.mirror_files import (
     OverloadedError,
     discard,
     read,
+    reject,
     torrent_of,
 )
 from seeder.mirror_rules import Find, Rule, items
@@ -250,7 +251,10 @@ class Mirror:
             try:
                 meta = torrent_of(read(part, lambda: self._pause(0)), info)
                 self.seeds.adopt(part, meta, info)
-            except (MismatchError, InvalidInputError):
+            except MismatchError:
+                reject(part)
+                raise
+            except InvalidInputError:
                 discard(part)
                 raise
             discard(part)  # what belongs to it

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from narswarm import base32, compression
 from narswarm.errors import InvalidInputError, MismatchError, NarswarmError, NetworkError
 from narswarm.httpclient import HttpClient, Stream
+from narswarm.httpmessage import Validator
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.narinfo import Narinfo, Source
@@ -26,9 +28,11 @@ from seeder.publish_cache import open_file
 _READ: Final = 1 << 20
 _PARTIAL: Final = 206
 _UNSATISFIABLE: Final = 416
+_NOT_MODIFIED: Final = 304
 _BUSY: Final = frozenset({429, 503})
 _MAX_DELAY: Final = 86_400
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/(?:[0-9]{1,18}|\*)")
+_LENGTH = re.compile(r"bytes \*/([0-9]{1,18})")
 
 
 class OverloadedError(NetworkError):
@@ -84,7 +88,8 @@ class Downloader:
         Raises:
             OverloadedError: the server has too much to do.
             NetworkError: it doesn't give the file; what came is kept if it can be continued.
-            MismatchError: the file is longer than it can be.
+            MismatchError: the file is longer than it can be, or the server has still the one that
+                was rejected.
             EndedError: the seeder is about to end.
             OSError: the disk is full, or not ours.
         """
@@ -93,17 +98,29 @@ class Downloader:
         have, validator = _continued(part, note, source.url)
         if have and have == source.file_size:
             return part
-        headers = {"Range": f"bytes={have}-", "If-Range": validator} if have else {}
+        headers = (
+            {"Range": f"bytes={have}-", "If-Range": validator}
+            if have
+            else _rejected(part, source.url).conditions()
+        )
         # `guix publish` sends plain NARs without a length, of which a kept connection shows no end.
         keep = source.compression != "none"
         with self._client.stream(source.url, headers=headers, keep=keep) as response:
+            if response.status == _NOT_MODIFIED and not have and headers:
+                raise MismatchError(source.url, "is still not what is signed")
             if response.status == _UNSATISFIABLE:
-                discard(part)  # it was complete, or is longer than the file is now
+                length = _LENGTH.fullmatch(response.headers.get("content-range", ""))
+                if have and length is not None and int(length[1]) == have:
+                    return part  # it was complete
+                discard(part)
             have = _begin(response, have)
             bound = max_length(info.nar_size)
             if have + (response.length or 0) > bound:
                 raise MismatchError(source.url, f"is longer than {bound} bytes")
-            note.write_text(f"{source.url}\n{_validator(response)}")
+            called = Validator.of(response.headers)
+            # Without a length, a file that was cut off looks complete, and its name says nothing.
+            whole = called if response.length is not None else Validator()
+            note.write_text("\n".join([source.url, _continuable(called), *whole]))
             with part.open("r+b" if have else "wb") as file:
                 file.truncate(have)
                 file.seek(have)
@@ -127,10 +144,21 @@ class Downloader:
                 raise EndedError
 
 
+SCRAPS: Final = frozenset({".part", ".note", ".wrong"})
+"""Suffixes of what is known of files that aren't here."""
+
+
 def discard(part: Path) -> None:
-    """Remove a partial file."""
+    """Remove a partial file, and what is known of it."""
+    for suffix in SCRAPS:
+        part.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def reject(part: Path) -> None:
+    """Remove a file that isn't what it should be: the server needn't send it a second time."""
+    with suppress(FileNotFoundError):
+        part.with_suffix(".note").rename(part.with_suffix(".wrong"))
     part.unlink(missing_ok=True)
-    part.with_suffix(".note").unlink(missing_ok=True)
 
 
 def read(path: Path, stopping: Callable[[], bool]) -> Iterator[bytes]:
@@ -183,11 +211,26 @@ def torrent_of(chunks: Iterator[bytes], info: Narinfo) -> Metainfo:
 def _continued(part: Path, note: Path, url: str) -> tuple[int, str]:
     """How many bytes are here of what a server said can be continued, and its word for that."""
     try:
-        was, _, validator = note.read_text().partition("\n")
         have = part.stat().st_size
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return 0, ""
-    return (have, validator) if was == url and validator else (0, "")
+    validator, *_ = _noted(note, url)
+    return (have, validator) if validator else (0, "")
+
+
+def _rejected(part: Path, url: str) -> Validator:
+    """What the server called the file that was rejected."""
+    _, etag, modified = _noted(part.with_suffix(".wrong"), url)
+    return Validator(etag, modified)
+
+
+def _noted(note: Path, url: str) -> list[str]:
+    """What makes sure that a file is continued by the same one, and its versions' names."""
+    try:
+        was, *noted = note.read_text().split("\n")
+    except (OSError, UnicodeDecodeError):
+        return ["", "", ""]
+    return noted if was == url and len(noted) == 3 else ["", "", ""]
 
 
 def _begin(response: Stream, have: int) -> int:
@@ -211,7 +254,6 @@ def _begin(response: Stream, have: int) -> int:
     return 0
 
 
-def _validator(response: Stream) -> str:
+def _continuable(called: Validator) -> str:
     """What makes sure that a file is continued by the same one (RFC 9110, 13.1.5)."""
-    etag = response.headers.get("etag", "")
-    return etag if etag.startswith('"') else response.headers.get("last-modified", "")
+    return called.etag if called.etag.startswith('"') else called.modified

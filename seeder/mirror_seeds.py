@@ -25,7 +25,7 @@ from narswarm.narinfo import Narinfo, Verdict
 from narswarm.payload import Kind
 from seeder import eviction
 from seeder.fetching import Local
-from seeder.mirror_files import discard
+from seeder.mirror_files import SCRAPS, discard
 from seeder.mirror_table import Mirrored, MirrorTable
 from seeder.offering import Seeds
 from seeder.publish_cache import stamp
@@ -268,9 +268,9 @@ class MirrorSeeds:
         if self.wanted is None:
             return
         wanted = {base32.encode(nar_hash) for nar_hash in self.wanted}
-        for part in self._directory.glob("*.part"):
-            if part.stem not in wanted:
-                discard(part)
+        for scrap in list(self._directory.iterdir()):
+            if scrap.suffix in SCRAPS and scrap.stem not in wanted:
+                discard(scrap)
 
     def check(self) -> None:
         """Take files out that are gone, or turned out to be damaged."""

@@ -40,7 +40,7 @@ from seeder.rules import Rules
 from seeder.scan import Scanner
 from seeder.settings import Settings
 from seeder.state import State
-from seeder.vouchers import LocalVouchers, ServerVouchers, Vouchers
+from seeder.vouchers import Disagreements, LocalVouchers, ServerVouchers, Vouchers
 from seeder.workshop import Workshop
 
 log = logging.getLogger(__name__)
@@ -219,10 +219,10 @@ class Parts:
     def _vouchers(self, acl: Acl) -> Vouchers:
         if isinstance(self._inventory, NarDirectory):
             return LocalVouchers(self._inventory, acl)
-        # What was found is kept in the state, so that there is no other cache.
-        lookup = NarinfoLookup(self._client, self.settings.substitute_urls, acl)
+        kept = Disagreements(NarinfoCache(self.settings.state / "narinfo"))
+        lookup = NarinfoLookup(self._client, self.settings.substitute_urls, acl, kept)
         rate = self.settings.narinfo_rate
-        return ServerVouchers(lookup, rate, self._stop.wait, time.monotonic)
+        return ServerVouchers(lookup, rate, self._stop.wait, time.monotonic, kept)
 
     def _mirror(
         self, announces: Sequence[str], indexes: Sequence[tuple[str, TrackerIndex]]

@@ -9,13 +9,17 @@ none of that. So nothing else is announced, published, or made into a payload.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+import threading
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from narswarm import narinfo
 from narswarm.acl import Acl
 from narswarm.errors import NetworkError
+from narswarm.httpmessage import Validator
 from narswarm.narinfo import Narinfo, Verdict
+from narswarm.narinfocache import Cached, NarinfoCache
+from narswarm.storepath import parse as parse_path
 from seeder.inventory import Item, NarDirectory
 
 log = logging.getLogger(__name__)
@@ -25,6 +29,60 @@ BATCH = 100
 
 TIMEOUT = 30.0
 """Seconds for a batch."""
+
+
+class Disagreements:
+    """The narinfos that vouch for nothing here, so that servers needn't send them again and again.
+
+    Of an item that vouches what was found is kept in the state, and it isn't looked up any more.
+    One that was built here with other bytes is looked up for ever: its narinfo is on disk, with
+    what the server calls its version. That a server has none is kept by whoever looks up again.
+
+    Args:
+        disk: where they go.
+    """
+
+    def __init__(self, disk: NarinfoCache) -> None:
+        self._disk = disk
+        self._lock = threading.Lock()
+        self._new: dict[tuple[str, str], _New] = {}
+
+    def get(self, server: str, hash_part: str, now: float) -> Cached | None:
+        """See `narswarm.narinfocache.NarinfoCache`."""
+        return self._disk.get(server, hash_part, now)
+
+    def put(
+        self,
+        server: str,
+        hash_part: str,
+        raw: bytes | None,
+        now: float,
+        ttl: float,
+        validator: Validator = Validator(),  # noqa: B008 - it is immutable
+    ) -> None:
+        """Remember an answer until `settle` is called."""
+        if raw is not None:
+            with self._lock:
+                self._new[server, hash_part] = _New(raw, now, ttl, validator)
+
+    def prune_if_due(self, now: float) -> None:
+        """See `narswarm.narinfocache.NarinfoCache`."""
+        self._disk.prune_if_due(now)
+
+    def settle(self, vouched: Container[str]) -> None:
+        """Write what was remembered, but not of these hash parts of store paths."""
+        with self._lock:
+            new, self._new = self._new, {}
+        for (server, hash_part), each in new.items():
+            if hash_part not in vouched:
+                self._disk.put(server, hash_part, *each)
+
+
+class _New(NamedTuple):
+    raw: bytes
+    now: float
+    ttl: float
+    validator: Validator
 
 
 class Lookup(Protocol):
@@ -61,6 +119,7 @@ class ServerVouchers:
         rate: items a second at most, in the mean over a batch.
         pause: waits a number of seconds; true if the seeder is about to end.
         clock: seconds from any start, never going back.
+        kept: the cache of the lookup.
     """
 
     def __init__(
@@ -69,8 +128,10 @@ class ServerVouchers:
         rate: float,
         pause: Callable[[float], object],
         clock: Callable[[], float],
+        kept: Disagreements | None = None,
     ) -> None:
         self._lookup = lookup
+        self._kept = kept
         self._rate = rate
         self._pause = pause
         self._clock = clock
@@ -92,10 +153,18 @@ class ServerVouchers:
             paths = [item.store_path for item in batch]
             found = self._lookup.find(paths, TIMEOUT, log.warning)
             servers = self._lookup.servers
-            if not found and servers and all(map(self._lookup.is_down, servers)):
+            down = bool(servers) and all(map(self._lookup.is_down, servers))
+            if not found and down:
                 raise NetworkError("substitute servers", "none can be reached")
-            for item in batch:
-                yield item, _agreed(item, found.get(item.store_path))
+            agreed = {item: _agreed(item, found.get(item.store_path)) for item in batch}
+            if self._kept is not None:
+                self._kept.settle(
+                    {parse_path(item.store_path).hash_part for item in batch if agreed[item]}
+                )
+            for item, info in agreed.items():
+                # Of what was to be asked when the last server went away nothing is known.
+                if info is not None or not down or item.store_path in found:
+                    yield item, info
 
 
 class LocalVouchers:

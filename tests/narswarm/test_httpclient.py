@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import ipaddress
 import itertools
+import re
 import socket
 import ssl
 import subprocess
@@ -27,6 +28,7 @@ from cryptography.x509.oid import NameOID
 from narswarm import httpclient
 from narswarm.errors import NetworkError
 from narswarm.httpclient import HttpClient
+from tests.ports import free_port
 
 Script = Callable[[socket.socket, int], None]
 
@@ -81,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connections.append(self.requestline)
         self.connections.append(self.headers.get("Proxy-Authorization"))
         host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host, int(port)), 5) as upstream:
+        with socket.create_connection((host, int(port)), 120) as upstream:
             self.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             back = threading.Thread(target=pump, args=(upstream, self.connection))
             back.start()
@@ -195,7 +197,7 @@ class Clock:
 @pytest.fixture
 def client() -> Iterator[HttpClient]:
     """A client without a proxy."""
-    with HttpClient(5, environ={}) as made:
+    with HttpClient(120, environ={}) as made:
         yield made
 
 
@@ -262,7 +264,7 @@ def test_threads(server: Server, client: HttpClient) -> None:
 
 def test_no_idle_connections(server: Server) -> None:
     """A client may be told to keep none."""
-    with HttpClient(5, max_idle=0, environ={}) as client:
+    with HttpClient(120, max_idle=0, environ={}) as client:
         for _ in range(3):
             client.request("GET", f"{server.url}/a")
     assert len(server.handler.connections) == 3  # type: ignore[attr-defined]
@@ -270,7 +272,7 @@ def test_no_idle_connections(server: Server) -> None:
 
 def test_closed_client(server: Server) -> None:
     """A request that ends after the client was closed leaves no connection behind."""
-    with HttpClient(5, environ={}) as client:
+    with HttpClient(120, environ={}) as client:
         with client.stream(f"{server.url}/size/9", keep=True) as stream:
             client.close()
             assert b"".join(stream) == b"x" * 9
@@ -281,7 +283,7 @@ def test_closed_client(server: Server) -> None:
 def test_old_connections_are_not_used(server: Server) -> None:
     """A connection that was unused for long is closed, since the server may be closing it."""
     clock = Clock()
-    with HttpClient(5, environ={}, clock=clock) as client:
+    with HttpClient(120, environ={}, clock=clock) as client:
         client.request("GET", f"{server.url}/a")
         clock.now += httpclient.MAX_IDLE_AGE
         client.request("GET", f"{server.url}/a")
@@ -422,7 +424,7 @@ def test_drops(first: bytes, drop: bytes) -> None:
         while not over.is_set():
             connection.sendall(drop)
 
-    with scripted(script) as url, HttpClient(5, environ={}, clock=Clock(0.1)) as client:
+    with scripted(script) as url, HttpClient(60, environ={}, clock=Clock(0.1)) as client:
         with pytest.raises(NetworkError) as error:
             client.request("GET", url, timeout=1, max_bytes=1 << 30)
         over.set()
@@ -464,8 +466,7 @@ def test_put_is_not_redirected(client: HttpClient) -> None:
 
 def test_refused_connection(client: HttpClient) -> None:
     """A server that isn't there says so."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(NetworkError) as error:
         client.request("GET", url)
     assert str(error.value) == f"{url}/: connection refused"
@@ -475,8 +476,7 @@ def test_second_address(
     server: Server, client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host of several addresses is reached at the first one that answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        dead = listener.getsockname()[1]
+    dead = free_port()
     addresses = [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
         for port in (dead, server.server_port)
@@ -564,7 +564,7 @@ def test_stream_may_take_long() -> None:
     size = 600 * httpclient.MIN_RATE
     with (
         scripted(answer(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * size)) as url,
-        HttpClient(5, 60, environ={}, clock=Clock(1)) as client,
+        HttpClient(50, 60, environ={}, clock=Clock(1)) as client,
         client.stream(url) as stream,
     ):
         assert sum(map(len, stream)) == size
@@ -585,7 +585,7 @@ def test_stream_may_take_long() -> None:
 def test_proxy(server: Server) -> None:
     """With a proxy for http, whole URLs go to it, with its credentials."""
     environ = {"http_proxy": f"http://me:a%20b@127.0.0.1:{server.server_port}/"}
-    with HttpClient(5, environ=environ) as client:
+    with HttpClient(120, environ=environ) as client:
         body = client.request("GET", "http://a.invalid/echo?x").body.decode()
     assert body.startswith("GET http://a.invalid/echo?x HTTP/1.1\n")
     assert "Host: a.invalid\n" in body
@@ -619,7 +619,7 @@ def test_no_proxy(server: Server, no_proxy: str, host: str, *, direct: bool) -> 
     """Hosts and domains in no_proxy are reached directly."""
     environ = {"http_proxy": f"127.0.0.1:{server.server_port}", "no_proxy": no_proxy}
     url = f"http://{host}:{server.server_port}/echo"
-    with HttpClient(5, environ=environ) as client:
+    with HttpClient(120, environ=environ) as client:
         line = client.request("GET", url).body.partition(b"\n")[0].decode()
     assert line == f"GET {'/echo' if direct else url} HTTP/1.1"
 
@@ -692,7 +692,7 @@ def test_https(tls_server: Server, certificate: Path, monkeypatch: pytest.Monkey
     """The system's authorities vouch for https servers; connections are kept there, too."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     url = f"https://127.0.0.1:{tls_server.server_port}"
-    with HttpClient(5, environ={}) as client:
+    with HttpClient(120, environ={}) as client:
         for _ in range(3):
             assert client.request("GET", f"{url}/size/200000").body == b"x" * 200000
         with client.stream(f"{url}/size/300000") as stream:
@@ -710,7 +710,7 @@ def test_https_by_redirect(
     """A redirect may lead from http to https."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     target = f"https://127.0.0.1:{tls_server.server_port}/size/3"
-    with HttpClient(5, environ={}) as client:
+    with HttpClient(120, environ={}) as client:
         assert client.request("GET", f"{server.url}/redirect/{target}").url == target
 
 
@@ -742,7 +742,7 @@ def test_tunnel(
     """With a proxy for https, requests go through a tunnel, which is kept."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     environ = {"HTTPS_PROXY": f"http://me:pw@127.0.0.1:{server.server_port}"}
-    with HttpClient(5, environ=environ) as client:
+    with HttpClient(120, environ=environ) as client:
         for _ in range(2):
             url = f"https://127.0.0.1:{tls_server.server_port}/echo"
             assert client.request("GET", url).body.startswith(b"GET /echo HTTP/1.1\n")
@@ -765,7 +765,7 @@ def test_no_tunnel(reply: bytes, reason: str) -> None:
     """A proxy that gives no tunnel is an error of the server behind it."""
     with (
         scripted(answer(reply)) as proxy,
-        HttpClient(5, environ={"https_proxy": proxy}) as client,
+        HttpClient(120, environ={"https_proxy": proxy}) as client,
         pytest.raises(NetworkError) as error,
     ):
         client.request("GET", "https://a.invalid/x")
@@ -789,6 +789,19 @@ def test_pipeline(server: Server, client: HttpClient) -> None:
         assert [response.status for response in responses] == [200, 404, 200, 200]
         assert [response.body for response in responses][2:] == [b"", b"hello"]
         assert [response.url for response in responses] == urls
+
+
+def test_pipeline_with_headers(server: Server, client: HttpClient) -> None:
+    """Each request has its own fields, also after a redirect and what follows one by one."""
+    paths = ("/echo", "/echo/2", "/redirect//echo/3", "/echo/4")
+    urls = [f"{server.url}{path}" for path in paths]
+    fields = [{"If-None-Match": f'"{number}"'} for number in range(3)]
+    responses = list(client.pipeline(urls, headers=[*fields, {}]))
+    sent = [re.findall(r'If-None-Match: "(.)"', response.body.decode()) for response in responses]
+    assert sent == [["0"], ["1"], ["2"], []]
+    assert client.request("GET", urls[0], headers=fields[1]).body.count(b"If-None-Match") == 1
+    with pytest.raises(ValueError, match="shorter"):
+        list(client.pipeline(urls, headers=fields))
 
 
 @pytest.mark.parametrize("answers", [0, 1, 2, 3])

@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narswarm.httpmessage import MAX_FIELDS, MAX_LINE, Answer, MalformedError, request
+from narswarm.httpmessage import (
+    MAX_FIELDS,
+    MAX_LINE,
+    Answer,
+    MalformedError,
+    Validator,
+    request,
+)
 
 OK = b"HTTP/1.1 200 OK\r\n"
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 
 
 def read(data: bytes, method: str = "GET", size: int = 1 << 16) -> tuple[Answer, bytes]:
@@ -164,3 +172,32 @@ def test_no_field_can_make_another(value: str) -> None:
     """Nor is there any other alphabet than Latin-1."""
     with pytest.raises(ValueError, match=r"a line break in a header|'latin-1' codec"):
         request("GET", "/", {"X": value}, None)
+
+
+@pytest.mark.parametrize(
+    ("etag", "modified", "conditions"),
+    [
+        ('"1"', "", {"If-None-Match": '"1"'}),
+        ('W/"1"', "", {"If-None-Match": 'W/"1"'}),
+        ('""', "", {"If-None-Match": '""'}),
+        ("1", "", {}),
+        ('"a b"', "", {}),
+        ('"a"b"', "", {}),
+        ('"a', "", {}),
+        ('"' + "x" * 201 + '"', "", {}),
+        ("", DATE, {"If-Modified-Since": DATE}),
+        ('"1"', DATE, {"If-None-Match": '"1"', "If-Modified-Since": DATE}),
+        ("", "yesterday", {}),
+        ("", f"{DATE}\nX: y", {}),
+    ],
+)
+def test_versions(etag: str, modified: str, conditions: dict[str, str]) -> None:
+    """What a server calls a version is sent back if it is well-formed, else it doesn't count."""
+    validator = Validator.of({"etag": etag, "last-modified": modified})
+    assert validator.conditions() == conditions
+    assert any(validator) is bool(conditions)
+
+
+def test_no_version() -> None:
+    """A server needn't call it anything."""
+    assert Validator.of({}) == Validator("", "")

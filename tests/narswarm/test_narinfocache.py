@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narswarm import narinfo, narinfocache
+from narswarm.httpmessage import Validator
 from narswarm.narinfocache import Cached, NarinfoCache
 
 SERVER = "https://a.example"
 HASH = "5qz5dk6nl8x0ks3cxcjdb8h97phh4b5f"
 OTHER = "2g00k9rk4f49769ps7bblcbvy1byaz19"
 DAY = 86400
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+DATED = Validator("", DATE)
 
 
 @pytest.fixture
@@ -76,9 +79,35 @@ def test_files(cache: NarinfoCache, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("validator", "kept"),
+    [
+        (Validator('"1"'), b'\t"1"\t'),
+        (Validator("", DATE), b"\t\t" + DATE.encode()),
+        (Validator('W/"a b"', DATE), None),
+        (Validator('"' + "x" * 200 + '"', DATE), b'\t"' + b"x" * 200 + b'"\t' + DATE.encode()),
+    ],
+)
+def test_versions(
+    cache: NarinfoCache, tmp_path: Path, validator: Validator, kept: bytes | None
+) -> None:
+    """What the server calls a narinfo is kept with it; what is no such name doesn't count."""
+    cache.put(SERVER, HASH, b"raw", 1000, 60, validator)
+    if kept is None:
+        assert cache.get(SERVER, HASH, 1000) == Cached(b"raw", fresh=True, validator=DATED)
+        return
+    assert cache.get(SERVER, HASH, 1060) == Cached(b"raw", fresh=False, validator=validator)
+    (file,) = files(tmp_path / "deep/cache")
+    assert file.read_bytes() == b"narswarm-narinfo 1 hit 1000 60" + kept + b"\nraw"
+    cache.put(SERVER, HASH, None, 1000, 60, validator)
+    assert file.read_bytes() == b"narswarm-narinfo 1 miss 1000 60\n"
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"",
+        b"narswarm-narinfo 1 hit 1000 60\t\nraw",
+        b"narswarm-narinfo 1 hit 1000 60\t\t" + b"x" * 400 + b"\nraw",
         b"narswarm-narinfo 1 hit 1000 60",
         b"narswarm-narinfo 2 hit 1000 60\nraw",
         b"narswarm-narinfo 1 miss 1000 60\nraw",

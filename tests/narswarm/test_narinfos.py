@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,9 +15,11 @@ from narswarm import gcrypt, narinfo, narinfos, sexp
 from narswarm.acl import Acl
 from narswarm.errors import NetworkError
 from narswarm.httpclient import HttpClient
+from narswarm.httpmessage import Validator
 from narswarm.httpwire import UnreachableError
 from narswarm.narinfo import Narinfo
 from narswarm.narinfos import NarinfoCache, NarinfoLookup
+from tests.ports import free_port
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/guix"
 TRUSTED = Acl.load(FIXTURES / "keys/acl")
@@ -30,6 +31,7 @@ NARINFOS = {
 PATHS = list(NARINFOS)
 APP = "/gnu/store/5qz5dk6nl8x0ks3cxcjdb8h97phh4b5f-lab-app"
 TEXT = "/gnu/store/2g00k9rk4f49769ps7bblcbvy1byaz19-lab-text"
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 UNKNOWN = "/gnu/store/00000000000000000000000000000000-nope"
 PATIENT = 120.0
 """Seconds that a look-up may take here which is expected to end much earlier."""
@@ -43,6 +45,7 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     gate: threading.Event | None = None
+    asked: threading.Event = field(default_factory=threading.Event)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -56,8 +59,13 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.requests.append(self.path)
         answer = self.server.answers.get(self.path[1:33], Answer(status=404))
+        answer.asked.set()
         if answer.gate is not None:
             answer.gate.wait(PATIENT)
+        asked = {self.headers[name] for name in ("If-None-Match", "If-Modified-Since")} - {None}
+        self.server.conditions.append(asked)
+        if asked & {answer.headers.get(name) for name in ("ETag", "Last-Modified")}:
+            answer = Answer(status=304, headers=answer.headers | {"Cache-Control": "max-age=99"})
         self.send_response(answer.status)
         self.send_header("Content-Length", str(len(answer.body)))
         for name, value in answer.headers.items():
@@ -78,6 +86,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.requests: list[str] = []
+        self.conditions: list[set[str]] = []
         self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -146,8 +155,7 @@ def cache(tmp_path: Path) -> NarinfoCache:
 @pytest.fixture
 def dead() -> str:
     """URL of a server which isn't there."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def found(result: dict[str, Narinfo]) -> dict[str, bytes]:
@@ -266,8 +274,10 @@ def test_silent_server(
     """A server is left alone while it answers nothing, and used again when it does."""
     gate, answered = threading.Event(), threading.Event()
     servers[0].serve(TEXT)
-    servers[0].say(APP, Answer(NARINFOS[APP], gate=gate))
-    servers[1].serve(APP, TEXT)
+    silent = Answer(NARINFOS[APP], gate=gate)
+    servers[0].say(APP, silent)
+    servers[1].serve(TEXT)
+    servers[1].say(APP, Answer(NARINFOS[APP], gate=silent.asked))
     urls = [server.url for server in servers]
     lookup = NarinfoLookup(client, urls, TRUSTED, clock=clock, hedge=0.01)
     warnings: list[str] = []
@@ -418,6 +428,93 @@ def test_times(
         clock.now += seconds
         lookup.find([APP], PATIENT)
         assert len(servers[0].requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("version", "other"),
+    [
+        ({"ETag": '"1"'}, {"ETag": '"2"'}),
+        ({"ETag": 'W/"1"', "Last-Modified": DATE}, {"ETag": 'W/"2"'}),
+        ({"Last-Modified": DATE}, {"Last-Modified": DATE.replace("06", "07")}),
+    ],
+)
+def test_what_has_not_changed_is_not_sent_again(
+    servers: list[Server],
+    client: HttpClient,
+    cache: NarinfoCache,
+    clock: Clock,
+    version: dict[str, str],
+    other: dict[str, str],
+) -> None:
+    """The server is told which version is here; its no counts as long as it says."""
+    short = {"Cache-Control": "max-age=10"}
+    servers[0].say(APP, Answer(NARINFOS[APP], headers=version | short))
+    lookup = NarinfoLookup(client, [servers[0].url], TRUSTED, cache, clock=clock)
+    for seconds, requests in ((0, 1), (10, 2), (98, 2), (1, 3)):
+        clock.now += seconds
+        assert found(lookup.find([APP, TEXT], PATIENT)) == {APP: NARINFOS[APP]}
+        assert len([path for path in servers[0].requests if APP[11:43] in path]) == requests
+    asked = set(version.values())
+    assert [each for each in servers[0].conditions if each] == [asked, asked]
+    servers[0].say(APP, Answer(NARINFOS[APP] + b"URL: x\n", headers=other | short))
+    clock.now += 99
+    assert found(lookup.find([APP], PATIENT)) == {APP: NARINFOS[APP] + b"URL: x\n"}
+    clock.now += 10
+    lookup.find([APP], PATIENT)
+    assert servers[0].conditions[-1] == set(other.values())
+
+
+def test_what_was_damaged_here_is_sent_again(
+    servers: list[Server], client: HttpClient, cache: NarinfoCache, clock: Clock
+) -> None:
+    """A server isn't asked whether what doesn't count has changed, nor heard if it says so."""
+    url = servers[0].url
+    servers[0].say(APP, Answer(NARINFOS[APP], headers={"ETag": '"1"'}))
+    for raw in (BAD["tampered-narhash"], NARINFOS[TEXT], b"garbage"):
+        cache.put(url, APP[11:43], raw, clock.now, 60, Validator('"1"'))
+        clock.now += 60
+        lookup = NarinfoLookup(client, [url], TRUSTED, cache, clock=clock)
+        assert set(lookup.find([APP], PATIENT)) == {APP}
+    servers[0].say(APP, Answer(status=304))
+    assert NarinfoLookup(client, [url], TRUSTED, clock=clock).find([APP], PATIENT) == {}
+    assert servers[0].conditions == [set()] * 4
+
+
+@pytest.mark.parametrize(
+    ("status", "after", "seconds"),
+    [
+        (429, "7", 10),
+        (429, "60", 60),
+        (503, "", 10),
+        (503, "soon", 10),
+        (503, "-5", 10),
+        (503, "99999", 3600),
+        (503, "9" * 9, 10),
+    ],
+)
+def test_a_server_that_has_enough(
+    servers: list[Server],
+    client: HttpClient,
+    cache: NarinfoCache,
+    clock: Clock,
+    status: int,
+    after: str,
+    seconds: int,
+) -> None:
+    """It is left alone, and what it said before counts meanwhile."""
+    server = servers[0]
+    server.say(APP, Answer(status=status, headers={"Retry-After": after}))
+    cache.put(server.url, APP[11:43], NARINFOS[APP], clock.now - 60, 60)
+    lookup = NarinfoLookup(client, [server.url], TRUSTED, cache, clock=clock)
+    warnings: list[str] = []
+    assert set(lookup.find([APP], PATIENT, warnings.append)) == {APP}
+    assert warnings == [f"{server.url}: answered {status}: it has too much to do"]
+    server.serve(APP, TEXT)
+    clock.now += seconds - 1
+    assert set(lookup.find([APP, TEXT], PATIENT)) == {APP}
+    assert len(server.requests) == 1
+    clock.now += 1
+    assert set(lookup.find([APP, TEXT], PATIENT)) == {APP, TEXT}
 
 
 def test_cached_later_server(

@@ -27,6 +27,8 @@ class FileServer:
         status: of all answers, 0 for what they should be.
         fields: further fields of answers.
         shift: bytes by which it continues somewhere else.
+        statuses: of all answers.
+        lengthless: whether it doesn't say how long its answers are.
     """
 
     def __init__(self) -> None:
@@ -37,6 +39,8 @@ class FileServer:
         self.status = 0
         self.fields: Mapping[str, str] = {}
         self.shift = 0
+        self.statuses: list[int] = []
+        self.lengthless = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,11 +58,19 @@ class FileServer:
                     start, status = int(match[1]) + outer.shift, 206
                     if start >= len(body):
                         status, start = 416, 0
+                if status == 200 and outer.validator is not None:
+                    known = (self.headers["If-None-Match"], self.headers["If-Modified-Since"])
+                    if outer.validator[1] in known:
+                        status = 304
                 rest = (body or b"")[start:] if status in (200, 206) else b""
+                outer.statuses.append(status)
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(rest)))
+                if not outer.lengthless:
+                    self.send_header("Content-Length", str(len(rest)))
                 if outer.validator:
                     self.send_header(*outer.validator)
+                if status == 416:
+                    self.send_header("Content-Range", f"bytes */{len(body or b'')}")
                 if status == 206:
                     total = len(body or b"")
                     self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
@@ -66,7 +78,7 @@ class FileServer:
                     self.send_header(*field)
                 self.end_headers()
                 self.wfile.write(rest[: outer.cut])
-                self.close_connection = outer.cut is not None
+                self.close_connection = outer.cut is not None or outer.lengthless
 
             def log_message(self, *_: object) -> None:
                 pass

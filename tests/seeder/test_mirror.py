@@ -19,7 +19,7 @@ from narswarm.narinfo import Narinfo, Source
 from narswarm.narinfos import NarinfoLookup
 from narswarm.payload import max_length
 from seeder.mirror import INTERVAL, MAX_MISSES, RETRY, Mirror, choose
-from seeder.mirror_files import Downloader
+from seeder.mirror_files import SCRAPS, Downloader
 from seeder.mirror_rules import Rule, parse
 from seeder.mirror_table import FIRST_RETRY
 from tests.seeder.conftest import Made, World
@@ -225,8 +225,10 @@ def test_a_wrong_file(bench: Bench, world: World) -> None:
         f"{url}: has another NAR at the server than is signed"
     ]
     assert (bench.seeds.published, bench.seeds.swarm.seeded) == ([], {})
-    assert [path for path in bench.seeds.directory.iterdir() if path.suffix == ".part"] == []
+    directory = bench.seeds.directory
+    assert [path.suffix for path in directory.iterdir() if path.suffix in SCRAPS] == [".wrong"]
     bench.server.offer(made)
+    bench.server.validator = ("ETag", '"2"')
     bench.asked()
     bench.mirror.poke()
     bench.run(FIRST_RETRY - 1)
@@ -235,6 +237,18 @@ def test_a_wrong_file(bench: Bench, world: World) -> None:
     bench.run(1)
     assert len(bench.seeds.seeds) == 1
     assert bench.mirror.status()["failures"] == []
+    assert [path for path in directory.iterdir() if path.suffix in SCRAPS] == []
+
+
+def test_what_is_known_of_wrong_files_goes(bench: Bench, world: World) -> None:
+    """When nothing follows them any more."""
+    made = world.make()
+    bench.server.offer(made, gzip.compress(b"another NAR"))
+    bench.follow(made.path)
+    bench.run()
+    bench.follow(made.path, forget=True)
+    bench.run()
+    assert [path for path in bench.seeds.directory.iterdir() if path.suffix in SCRAPS] == []
 
 
 def test_a_server_without_any_good_file(bench: Bench, world: World) -> None:

@@ -15,9 +15,19 @@ from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.narinfo import Source
 from narswarm.payload import max_length
-from seeder.mirror_files import Downloader, EndedError, OverloadedError, discard, read, torrent_of
+from seeder.mirror_files import (
+    Downloader,
+    EndedError,
+    OverloadedError,
+    discard,
+    read,
+    reject,
+    torrent_of,
+)
 from tests.seeder.conftest import World
 from tests.seeder.mirrorworld import FileServer
+
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 
 
 @pytest.fixture
@@ -70,7 +80,7 @@ def test_a_file(bench: Bench, server: FileServer, world: World) -> None:
     ("validator", "continued"),
     [
         (("ETag", '"1"'), True),
-        (("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT"), True),
+        (("Last-Modified", DATE), True),
         (("ETag", 'W/"1"'), False),
         (None, False),
     ],
@@ -128,6 +138,50 @@ def test_a_server_that_continues_elsewhere(bench: Bench, server: FileServer, wor
     part = bench.downloader.fetch(source, info)
     assert part.read_bytes() == server.files[source.url.removeprefix(server.url)]
     assert server.asked[-1][1:] == (None, None)
+
+
+def test_what_was_complete_is_not_fetched_again(
+    bench: Bench, server: FileServer, world: World
+) -> None:
+    """Also if the narinfo doesn't say how long the file is: the server says that no more comes."""
+    source, info = server.offer(world.make())
+    part = bench.downloader.fetch(Source(source.url, "gzip"), info)
+    assert bench.downloader.fetch(Source(source.url, "gzip"), info) == part
+    assert part.read_bytes() == server.files[source.url.removeprefix(server.url)]
+    assert server.statuses == [200, 416]
+
+
+@pytest.mark.parametrize("validator", [("ETag", '"1"'), ("ETag", 'W/"1"'), ("Last-Modified", DATE)])
+def test_a_rejected_file_is_not_sent_twice(
+    bench: Bench, server: FileServer, world: World, validator: tuple[str, str]
+) -> None:
+    """The server is asked whether it has another one by now."""
+    server.validator = validator
+    made = world.make()
+    source, info = server.offer(made, b"another NAR")
+    reject(bench.downloader.fetch(source, info))
+    for _ in range(2):
+        with pytest.raises(MismatchError) as caught:
+            bench.downloader.fetch(source, info)
+        assert str(caught.value) == f"{source.url}: is still not what is signed"
+    server.offer(made)
+    server.validator = (validator[0], validator[1].replace("1", "2"))
+    part = bench.downloader.fetch(Source(source.url, "gzip"), info)
+    assert part.read_bytes() == server.files[source.url.removeprefix(server.url)]
+    assert server.statuses == [200, 304, 304, 200]
+    discard(part)
+    assert list(part.parent.iterdir()) == []
+
+
+def test_a_file_that_was_cut_off_is_sent_again(
+    bench: Bench, server: FileServer, world: World
+) -> None:
+    """Where the server doesn't say how long a file is, what it calls it says nothing of it."""
+    server.lengthless = True
+    source, info = server.offer(world.make())
+    reject(bench.downloader.fetch(source, info))
+    bench.downloader.fetch(source, info)
+    assert server.statuses == [200, 200]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +13,15 @@ import pytest
 from narswarm import gcrypt
 from narswarm.acl import Acl
 from narswarm.errors import NetworkError
+from narswarm.httpclient import HttpClient
 from narswarm.narinfo import Narinfo
+from narswarm.narinfocache import NarinfoCache
+from narswarm.narinfos import NarinfoLookup
 from seeder import vouchers
 from seeder.inventory import NarDirectory
-from seeder.vouchers import LocalVouchers, ServerVouchers
+from seeder.vouchers import Disagreements, LocalVouchers, ServerVouchers
 from tests.seeder.conftest import World
+from tests.seeder.mirrorworld import FileServer
 
 
 class Servers:
@@ -131,3 +136,37 @@ def test_servers_that_can_t_be_reached_say_nothing_about_items(world: World) -> 
     with pytest.raises(NetworkError) as caught:
         list(vouching(servers).find([made.item]))
     assert str(caught.value) == "substitute servers: none can be reached"
+
+
+def test_what_was_not_asked_when_the_last_server_went_away(world: World) -> None:
+    """Only that is said of a batch what was found before."""
+    known, unknown = world.make(), world.make()
+    servers = Servers(known.parsed)
+    servers.down = {"http://a", "http://b"}
+    assert list(vouching(servers).find([unknown.item, known.item])) == [(known.item, known.parsed)]
+
+
+def test_what_differs_is_kept_with_its_version(
+    world: World, tmp_path: Path, acl: Acl, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server only says that it has not changed; of what vouches nothing is on disk."""
+    same, other, unknown = world.make(), world.make(), world.make()
+    differs = other.item._replace(nar_hash=bytes(32))
+    server, directory = FileServer(), tmp_path / "narinfo"
+    now = [0.0]
+    with HttpClient(20.0) as client:
+        server.offer(same)
+        server.offer(other)
+        server.fields = {"Cache-Control": "max-age=10"}
+        kept = Disagreements(NarinfoCache(directory))
+        lookup = NarinfoLookup(client, [server.url], acl, kept, clock=lambda: now[-1])
+        asks = ServerVouchers(lookup, 1e9, lambda _: False, lambda: 0.0, kept)
+        for then, statuses in ((0.0, [200, 200, 404]), (9.0, [200, 404]), (10.0, [200, 304, 404])):
+            now.append(then)
+            server.statuses.clear()
+            found = dict(asks.find([same.item, differs, unknown.item]))
+            assert [bool(found[each]) for each in (same.item, differs, unknown.item)] == [1, 0, 0]
+            assert sorted(server.statuses) == statuses
+        assert [file.name for file in directory.glob("*/*")] == [other.path[11:43]]
+    server.close()
+    assert len(caplog.messages) == 3
