@@ -10,7 +10,6 @@ be no larger), more than the limit in all, or asks for a larger window than `MAX
 from __future__ import annotations
 
 import itertools
-import lzma
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -321,6 +320,8 @@ def _skip(source: _Source, size: int) -> None:
 
 def _lzip(source: _Source) -> Iterator[bytes]:
     """Decode members of the lzip format: a header, raw LZMA with an end marker, a trailer."""
+    import lzma  # noqa: PLC0415 -- takes as long to load as a small item, and hardly any is lzip
+
     while True:
         header = source.peek(6)
         if header[:4] != b"LZIP"[: len(header)] or header[4:5] not in {b"", b"\1"}:

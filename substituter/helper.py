@@ -6,6 +6,7 @@ Started anew for each session, so nothing is imported here that isn't needed at 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,9 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
             mode, f"descriptor {REPLY_FD} is not open; guix-daemon runs this"
         ) from error
     serve = _prepare(mode, arguments, environ)
+    # `cli` has turned it off while modules are loaded, which are never looked at from now on.
+    gc.freeze()
+    gc.enable()
     serve(sys.stdin.buffer)
     # guix-daemon kills helpers without a word: nothing is left that would need a farewell.
     os._exit(0)
