@@ -27,7 +27,7 @@ from seeder.totals import Totals
 
 __all__ = ["DATABASE", "Due", "Nar", "Offer", "Published", "State", "holder"]
 
-VERSION = 2
+VERSION = 3
 DATABASE = "state.sqlite"
 
 _SCHEMA = """
@@ -52,7 +52,8 @@ _UPGRADES = {
     "INSERT INTO nars SELECT *, 1, 1, 0, 0, 0, -1 FROM old;"
     "INSERT INTO publications SELECT * FROM old_publications;"
     "INSERT INTO notes SELECT * FROM old_notes;"
-    "DROP TABLE old_publications; DROP TABLE old; DROP TABLE old_notes;"
+    "DROP TABLE old_publications; DROP TABLE old; DROP TABLE old_notes;",
+    2: "DROP INDEX items_hash; CREATE INDEX items_hash ON items (nar_hash, status);",
 }
 
 
@@ -267,10 +268,11 @@ class State:
 
     def orphans(self) -> list[Offer]:
         """NARs that no item is offered of any more, whether their payload is here or not."""
-        offered = f"(SELECT nar_hash FROM items WHERE status = '{OFFERED}')"  # noqa: S608
+        # By an index for each NAR, not by a list of all items: there are far more of these.
+        offered = f"(SELECT 1 FROM items WHERE nar_hash = nars.nar_hash AND status = '{OFFERED}')"  # noqa: S608
         with self._db.transaction() as db:
-            db.execute(f"UPDATE nars SET adopted = 0 WHERE adopted AND nar_hash IN {offered}")  # noqa: S608
-        query = f"SELECT {_OFFER} FROM nars WHERE NOT adopted AND nar_hash NOT IN {offered}"  # noqa: S608
+            db.execute(f"UPDATE nars SET adopted = 0 WHERE adopted AND EXISTS {offered}")  # noqa: S608
+        query = f"SELECT {_OFFER} FROM nars WHERE NOT adopted AND NOT EXISTS {offered}"  # noqa: S608
         return [Offer(*row) for row in self._db.rows(query)]
 
     def unmade(self, skip: Iterable[bytes]) -> bytes | None:
@@ -426,6 +428,14 @@ class State:
         with self._db.transaction() as db:
             db.execute(
                 "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NOT NULL",
+                (tracker,),
+            )
+
+    def retry(self, tracker: str) -> None:
+        """Have a tracker told at once of what it didn't take."""
+        with self._db.transaction() as db:
+            db.execute(
+                "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NULL",
                 (tracker,),
             )
 

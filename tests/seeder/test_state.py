@@ -116,10 +116,10 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     """A state of the future isn't touched; neither is a file that is no database."""
     State(tmp_path).close()
     with closing(sqlite3.connect(tmp_path / "state.sqlite")) as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
     with pytest.raises(InvalidInputError) as caught:
         State(tmp_path)
-    assert str(caught.value) == f"{tmp_path / 'state.sqlite'}: is of version 3, not 2"
+    assert str(caught.value) == f"{tmp_path / 'state.sqlite'}: is of version 4, not 3"
     (tmp_path / "state.sqlite").write_bytes(b"nonsense" * 1000)
     with pytest.raises(InvalidInputError) as caught:
         State(tmp_path)
@@ -201,6 +201,31 @@ def test_a_state_of_version_1_is_taken_over(tmp_path: Path) -> None:
         state.drop(NAR.nar_hash)
         assert state.publications() == []
     State(tmp_path).close()
+
+
+def test_a_state_of_version_2_gets_the_index_of_a_new_one(tmp_path: Path) -> None:
+    """Without it holdings could not be brought up to date."""
+    State(tmp_path / "new").close()
+    (wanted,) = indexes(tmp_path / "new")
+    with State(tmp_path / "old") as state:
+        state.items.add([(Item(1, NAR.store_path, NAR.nar_hash, NAR.nar_size), OFFERED)])
+    with closing(sqlite3.connect(tmp_path / "old" / "state.sqlite")) as db:
+        db.executescript(
+            "DROP INDEX items_hash; CREATE INDEX items_hash ON items (nar_hash);"
+            "PRAGMA user_version = 2;"
+        )
+    assert indexes(tmp_path / "old") != [wanted]
+    with State(tmp_path / "old") as state:
+        assert state.items.sync()
+        assert state.items.change(0).added == NAR.nar_hash
+    assert indexes(tmp_path / "old") == [wanted]
+
+
+def indexes(directory: Path) -> list[str]:
+    """How the index of the hashes of items was made."""
+    with closing(sqlite3.connect(directory / "state.sqlite")) as db:
+        query = "SELECT sql FROM sqlite_schema WHERE name = 'items_hash'"
+        return [sql for (sql,) in db.execute(query)]
 
 
 def test_eviction_keeps_the_torrent(state: State) -> None:
