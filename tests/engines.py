@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests import needs
+from tests.ports import free_port
 
 DEADLINE = 120.0
 """Seconds that a server has to start or to end."""
@@ -140,12 +141,6 @@ def postgres_server() -> Iterator[Engine]:
         engine = _Postgres(command, port, f"postgresql://tracker@127.0.0.1:{port}/postgres")
         with _running(engine):
             yield engine
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import threading
 import urllib.request
@@ -18,6 +17,7 @@ import pytest
 
 from seeder.web import Page, WebServer, create_app
 from tests import needs
+from tests.ports import free_port
 from tests.seeder.test_web import page
 
 pytestmark = pytest.mark.conformance
@@ -118,8 +118,7 @@ def test_the_page_in_a_browser(browser: Browser, monkeypatch: pytest.MonkeyPatch
             often.set()
         return replace(page(), now=1000.0 + 60 * asked)
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     server = WebServer(create_app(now, lambda: b""), address)
     browser.open(f"http://{address}/")
     browser.run("window.mark = 1")

@@ -24,6 +24,7 @@ from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.swarm import Swarm, SwarmSettings
 from tests import needs
+from tests.ports import free_port
 from tests.processes import end, start_tracker, tracker_command
 
 pytestmark = pytest.mark.conformance
@@ -249,13 +250,9 @@ def test_without_udp(start: Start) -> None:
 
 def test_port_that_is_taken(tmp_path: Path) -> None:
     """A port that somebody has for UDP alone is an error that says so."""
-    with (
-        socket.create_server(("127.0.0.1", 0)) as free,
-        socket.socket(type=socket.SOCK_DGRAM) as taken,
-    ):
-        taken.bind(free.getsockname())
+    with socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", free_port()))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        free.close()
         command, environment = tracker_command(tmp_path, [address])
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False

@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from tests import needs
 from tests.conformance.wire_clients import Endpoint
+from tests.ports import free_port
 from tests.processes import end, start_tracker
 
 HERE = Path(__file__).resolve().parent
@@ -43,7 +43,7 @@ def ours(directory: Path, engine: str, *flags: str) -> Iterator[Endpoint]:
 def opentracker(directory: Path, infohashes: Iterable[bytes]) -> Iterator[Endpoint]:
     """Debian's opentracker, which tracks only what it is told and only over IPv4."""
     program = needs.program("opentracker", folders=["/usr/sbin"])
-    port = _free_port()
+    port = free_port()
     listed = directory / "whitelist"
     listed.write_text("".join(f"{each.hex()}\n" for each in (*infohashes, READY)))
     config = directory / "opentracker.conf"
@@ -138,19 +138,6 @@ def node_modules() -> Path:
                 needs.missing(f"npm can't install bittorrent-tracker: {done.stderr.strip()}")
             stamp.write_text(want)
     return base / "node_modules"
-
-
-def _free_port() -> int:
-    """A port of loopback that nobody has, for TCP and UDP."""
-    while True:
-        with (
-            socket.create_server(("127.0.0.1", 0)) as listener,
-            socket.socket(type=socket.SOCK_DGRAM) as datagrams,
-            contextlib.suppress(OSError),
-        ):
-            port = int(listener.getsockname()[1])
-            datagrams.bind(("127.0.0.1", port))
-            return port
 
 
 def npm_version() -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -18,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import needs
+from tests.ports import free_port
 from tests.processes import ROOT, end, start_tracker
 
 MONITORING = ROOT / "monitoring"
@@ -43,11 +43,6 @@ class Told(NamedTuple):
     labels: dict[str, set[str]]
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 def _read(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=120) as answer:
         body: bytes = answer.read()
@@ -60,7 +55,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     directory = tmp_path_factory.mktemp("monitoring")
     (directory / "nars").mkdir()
     (directory / "acl").write_text("(acl)")
-    web = _free_port()
+    web = free_port()
     tracker, (port,) = start_tracker(directory, ["127.0.0.1:0"], "--open")
     settings = directory / "seeder.toml"
     settings.write_text(

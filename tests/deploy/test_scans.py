@@ -16,6 +16,7 @@ import pytest
 
 from tests import needs
 from tests.e2e.rig.nodes import wait_for
+from tests.ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCANS = CHECKOUT / "docs/scans.md"
@@ -42,11 +43,6 @@ http {{
 """
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 def _reached(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -65,13 +61,13 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     subprocess.run(command, cwd=directory, check=True, capture_output=True)
     values = {
         "ansible_managed": "by a test",
-        "tracker_port": _free_port(),
+        "tracker_port": free_port(),
         "tracker_domain": "tracker1.example.org",
         "tracker_tls_certificate": str(directory / "pem"),
         "tracker_tls_key": str(directory / "key"),
     }
     site = importlib.import_module("jinja2").Template(TEMPLATE.read_text()).render(values)
-    ports = {"80": _free_port(), "443": _free_port()}
+    ports = {"80": free_port(), "443": free_port()}
     site = re.sub(r"listen \[::\].*;\n", "", site)
     site = re.sub(r"listen (\d+)", lambda found: f"listen 127.0.0.1:{ports[found[1]]}", site)
     (directory / "nginx.conf").write_text(_AROUND.format(site=site))

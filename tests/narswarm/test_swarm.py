@@ -22,6 +22,7 @@ from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.payload import file_name
 from narswarm.swarm import Progress, Swarm, SwarmSettings, SwarmStalledError
+from tests.ports import free_port
 
 MIB = 2**20
 PIECE = 64 * 1024
@@ -86,11 +87,6 @@ def address(swarm: Swarm) -> tuple[str, int]:
 def lonely(progress: Progress) -> bool:
     """A rule for stalls: somebody was there, and nobody is there now."""
     return progress.received > 0 and progress.peers == 0
-
-
-def hopeless(progress: Progress) -> bool:
-    """A rule for stalls: bytes came, and none for a while."""
-    return progress.received > 0 and progress.idle > 0.7
 
 
 def too_long(progress: Progress) -> bool:
@@ -180,7 +176,7 @@ def test_what_a_tracker_refuses_is_kept(share: Share, swarm: Open) -> None:
     seeder = swarm(role="seed")
     with tracker({b"failure reason": b"not in the index"}) as url:
         seeder.seed(shared.torrent, shared.path, [url])
-        wait_until(lambda: bool(seeder.trackers()))
+        wait_until(lambda: any(state.errors for state in seeder.trackers()))
         (state,) = seeder.trackers()
     assert (state.url, state.message) == (url, "not in the index")
     assert state.errors >= 1
@@ -318,7 +314,7 @@ def test_a_swarm_that_dies_is_given_up(share: Share, swarm: Open, tmp_path: Path
     shared = share(4 * MIB)
     seeder, leecher = swarm(role="seed"), swarm()
     infohash = seeder.seed(shared.torrent, shared.path, [])
-    seeder._find(infohash).handle.set_upload_limit(200_000)
+    seeder._find(infohash).handle.set_upload_limit(100_000)
     fetched = leecher.fetch(shared.torrent, tmp_path, peers=[address(seeder)])
     chunks = fetched.chunks(stall=lonely, tick=0.05)
     got = next(chunks)
@@ -346,6 +342,10 @@ def test_corrupt_bytes_are_never_delivered(share: Share, swarm: Open, tmp_path: 
         file.write(b"\0\0\0\0")
     fetched = second.fetch(shared.torrent, tmp_path / "second", peers=[address(seeder)])
     got: list[bytes] = []
+
+    def hopeless(progress: Progress) -> bool:
+        return len(b"".join(got)) >= 3 * PIECE and progress.idle > 0.7
+
     with pytest.raises(SwarmStalledError):
         got.extend(fetched.chunks(stall=hopeless, tick=0.05))
     assert b"".join(got) == shared.data[: 3 * PIECE]
@@ -471,6 +471,10 @@ def test_status_and_counters_say_what_moved(share: Share, swarm: Open, tmp_path:
     seeder.seed(shared.torrent, shared.path, [])
     fetched = leecher.fetch(shared.torrent, tmp_path, peers=[address(seeder)])
     assert len(b"".join(fetched.chunks(stall=too_long))) == MIB
+    # Each counts when its system says that bytes have gone, which may be later than they came.
+    wait_until(lambda: seeder.counters()["uploaded"] >= MIB)
+    wait_until(lambda: seeder.status()[0].uploaded >= MIB)
+    wait_until(lambda: leecher.status()[0].state == "seeding")
     (sent,), (got,) = seeder.status(), leecher.status()
     assert (sent.infohash, sent.name, sent.state) == (shared.infohash, fetched.name, "seeding")
     assert (sent.uploaded, got.downloaded) == (MIB, MIB)
@@ -551,9 +555,7 @@ def test_every_port_has_to_be_free(swarm: Open, host: str, kind: socket.SocketKi
 
 def test_an_address_may_be_named_twice(swarm: Open) -> None:
     """What this session itself listens on isn't in use by another process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.77", 0))
-        port = free.getsockname()[1]
+    port = free_port("127.0.0.77")
     assert swarm(listen=(f"127.0.0.77:{port}",) * 2).listen_port == port
 
 

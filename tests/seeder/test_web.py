@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from narswarm.errors import BusyError
 from seeder.web import POLICY, Page, WebServer, create_app, is_our_name
 from seeder.web_data import Bar
+from tests.ports import free_port
 
 EVIL = "<script>alert(1)</script>"
 STATUS: dict[str, Any] = {
@@ -166,8 +167,8 @@ def test_only_what_is_there_and_only_to_read() -> None:
 def test_a_server() -> None:
     """It answers until it is closed; a port that is taken is an error."""
     app = create_app(page, lambda: b"x 1\n")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         with pytest.raises(BusyError) as caught:
             WebServer(app, f"127.0.0.1:{port}")
         assert str(caught.value) == (f"127.0.0.1:{port}: can't be listened on for the web page")

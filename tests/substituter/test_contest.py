@@ -39,12 +39,13 @@ class Told:
         self.closed = threading.Event()
         self.sent = 0
         self._upto, self._then, self._data = upto, then, data
+        self._unwanted = threading.Event()
 
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
         """Deliver."""
         # One that was let go may be begun anew while it still ends.
-        unwanted = threading.Event()
+        self._unwanted = unwanted = threading.Event()
         runner.source(f"x:{self.key}", None, lambda: 0)
         runner.on_drop(unwanted.set)
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from narswarm.errors import SettingsError
 from narswarm.httpclient import HttpClient
 from substituter.serving import MAX_WARNINGS, LongContext, parse_listen
 from substituter.settings import SubstituterSettings
+from tests.ports import free_port
 from tests.substituter import daemon
 from tests.substituter.conftest import Item, Net, Site
 from tests.substituter.daemon import PROGRAM
@@ -71,8 +71,7 @@ def test_it_does_not_ask_itself(
     """An address of this machine with the gateway's port is left out of the servers."""
     item = make_item("a")
     site.offer(item, "gzip")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = daemon.config(settings, tmp_path / "config")
     urls = f"http://localhost:{port} http://127.0.0.1:{port}/ {site.url}"
     gateway = Gateway(config, "--substitute-urls", urls, listen=f"127.0.0.1:{port}")

@@ -15,8 +15,8 @@ import pytest
 from narswarm import gcrypt
 from narswarm.acl import render
 from narswarm.errors import InvalidInputError, SettingsError
-from tests import engines
 from tests.engines import Engine
+from tests.ports import free_port
 from tests.tracker.conftest import new_schema
 from tracker import checks, database
 from tracker.checks import check, described
@@ -170,7 +170,7 @@ def test_index_in_postgres(settings: Settings, postgres: Engine) -> None:
 
 def test_servers_that_do_not_answer(settings: Settings) -> None:
     """Without its PostgreSQL a tracker doesn't start; without its Redis it does."""
-    port = engines.free_port()
+    port = free_port()
     with pytest.raises(DatabaseError) as caught:
         check(replace(settings, index=f"postgresql://u:secret@127.0.0.1:{port}/db"))
     assert str(caught.value).startswith(f"postgresql://127.0.0.1:{port}/db: ")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from narswarm.acl import Acl
 from tests import needs
+from tests.ports import free_port
 from tracker import native
 from tracker.blocks import BlockList
 from tracker.database import Place
@@ -396,9 +397,11 @@ def test_counting() -> None:
 def listeners_fixture() -> Iterator[list[socket.socket]]:
     """TCP sockets on one address of loopback, and on all addresses of both families."""
     with (
-        socket.create_server(("127.0.0.1", 0)) as one,
-        socket.create_server(("", 0)) as four,
-        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as six,
+        socket.create_server(("127.0.0.1", free_port())) as one,
+        socket.create_server(("", free_port(""))) as four,
+        socket.create_server(
+            ("::", free_port("::")), family=socket.AF_INET6, dualstack_ipv6=True
+        ) as six,
     ):
         yield [one, four, six]
 

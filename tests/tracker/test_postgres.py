@@ -18,6 +18,7 @@ from narswarm.acl import Acl
 from narswarm.errors import InvalidInputError, NotFoundError, SettingsError
 from tests import engines
 from tests.engines import Engine
+from tests.ports import free_port
 from tests.tracker.conftest import new_schema
 from tracker import blocks, database, postgres
 from tracker.blocks import Block, Kind
@@ -91,7 +92,7 @@ def test_what_is_no_url(url: str) -> None:
 
 def test_nobody_there() -> None:
     """A tracker doesn't start without its index, and says which one it is."""
-    url = f"postgresql://u:secret@127.0.0.1:{engines.free_port()}/db"
+    url = f"postgresql://u:secret@127.0.0.1:{free_port()}/db"
     with pytest.raises(DatabaseError) as caught:
         Index(url)
     assert str(caught.value).startswith(f"{shown(url)}: ")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from narswarm.errors import BusyError, SettingsError
 from tests import needs
+from tests.ports import free_port
 from tracker import udp
 from tracker.announcer import Announcer
 from tracker.blocks import BlockList
@@ -530,7 +531,7 @@ def test_key_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.fixture(name="listener")
 def listener_fixture() -> Iterator[socket.socket]:
     """A TCP socket that listens on loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", free_port())) as listener:
         yield listener
 
 
@@ -546,7 +547,7 @@ def test_sockets(listener: socket.socket) -> None:
 def test_dropped_datagrams(host: str, named: str) -> None:
     """What the kernel drops as nobody reads it is known by the socket it was for."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener:
+    with socket.create_server((host, free_port(host)), family=family) as listener:
         name = f"{named}:{listener.getsockname()[1]}"
         with UdpSockets([listener]) as sockets, socket.socket(family, socket.SOCK_DGRAM) as client:
             sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -568,7 +569,7 @@ def test_sockets_of_ipv6(only: int) -> None:
     """A UDP socket takes IPv4 when the TCP socket does."""
     with socket.socket(socket.AF_INET6) as listener:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
-        listener.bind(("::", 0))
+        listener.bind(("::", free_port("::")))
         with UdpSockets([listener]) as (sock,):
             assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == only
             assert sock.getsockname() == listener.getsockname()
@@ -578,7 +579,7 @@ def test_sockets_of_ipv6(only: int) -> None:
 def test_port_that_is_taken(host: str) -> None:
     """It is said which, and sockets that were already made are let go."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener:
+    with socket.create_server((host, free_port(host)), family=family) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(BusyError) as caught, UdpSockets([listener, listener]):
             pass
@@ -608,8 +609,8 @@ def _refuse(*_: object) -> None:
 def test_server(python: UdpResponder) -> None:
     """One thread serves several sockets until it is stopped."""
     with (
-        socket.create_server(("127.0.0.1", 0)) as one,
-        socket.create_server(("", 0)) as two,
+        socket.create_server(("127.0.0.1", free_port())) as one,
+        socket.create_server(("", free_port(""))) as two,
         UdpSockets([one, two]) as sockets,
     ):
         server = UdpServer(sockets, python, clock=lambda: NOW + 0.5)
@@ -651,7 +652,7 @@ def test_server_survives(
         client.settimeout(0.2)
         client.connect(sockets[0].getsockname())
         reply = b""
-        for _ in range(50):
+        for _ in range(600):
             client.send(b"x")
             try:
                 reply = client.recv(9)
