@@ -174,7 +174,7 @@ class Snapshot(NamedTuple):
         items: the first 8 bytes of hashes as numbers, in order.
         generation: which list it is.
         expires: when its lease is over.
-        complete: when all of it came the last time.
+        complete: when all of it came the last time, and wasn't empty; 0 for never.
     """
 
     items: array[int]
@@ -234,7 +234,9 @@ class Holdings:
             if total > self._max_items and total > self._total:
                 raise HoldingsFullError("holdings", "are full: too many items are in them")
             expires = now + LEASE
-            complete = before.complete if before is not None and update.base else now
+            complete = now
+            if update.base or not update.added:
+                complete = before.complete if before is not None else 0.0
             self._holders[key] = Snapshot(items, update.generation, expires, complete)
             self._total = total
             self._earliest = min(self._earliest, expires)
@@ -247,7 +249,11 @@ class Holdings:
             generation = before.generation if before else 0
             if update.base != generation:
                 raise StaleHoldingsError(generation)
-        elif before is not None and (wait := before.complete + FULL_PAUSE - now) > 0:
+            return
+        # An empty one, by which a seeder says goodbye, costs nothing. If it counted, a seeder that
+        # is restarted would have to wait before it may say what it holds.
+        wait = before.complete + FULL_PAUSE - now if before and update.added else 0
+        if wait > 0:
             raise TooSoonError(min(int(wait) + 1, FULL_PAUSE))
 
     def snapshot(self, key: bytes) -> Snapshot | None:

@@ -252,13 +252,13 @@ def test_time(site: Site, make_item: MakeItem) -> None:
 
 def test_stale_and_early_lists(site: Site) -> None:
     """Who is to send something else is told what, or when."""
-    site.post(generation=5)
+    site.post(bytes(32), generation=5)
     response = site.post(base=4, generation=6)
     assert response.json == {
         "error": "base: is not the generation that this tracker has, 5",
         "generation": 5,
     }
-    response = site.post(generation=6)
+    response = site.post(bytes(32), generation=6)
     _assert_error(response, 429, "base: is 0 again too soon; wait 60 s or send a change")
     assert response.headers["Retry-After"] == "60"
 
