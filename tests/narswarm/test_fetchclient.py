@@ -126,6 +126,14 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def wait_for_files(count: int) -> None:
+    """Wait until no more are open: the fake seeder's end closes when its thread gets to it."""
+    give_up = time.monotonic() + 120
+    while open_files() > count:
+        assert time.monotonic() < give_up, "files stay open"
+        time.sleep(0.01)
+
+
 def test_what_is_prepared_is_known_before_a_torrent(
     seeder: FakeSeeder, client: SeederClient
 ) -> None:
@@ -151,7 +159,7 @@ def test_what_is_prepared_is_known_before_a_torrent(
         assert not told[0]
         assert (fetching.source_now, fetching.progress().total) == (None, 0)
         seeder.more.set()
-        fetching.source(20)
+        fetching.source(120)
         seen: list[bool] = []
 
         def stall(_: Progress) -> bool:
@@ -171,7 +179,7 @@ def test_a_payload_is_read_while_it_arrives(seeder: FakeSeeder, client: SeederCl
     seeder.say((source(), path), progress(0), progress(3), seeder.more, progress(7), DONE)
     before = open_files()
     with client.fetch(WANTED) as fetching:
-        assert fetching.source(20) == Source("aa", Kind.ZSTD, 7)
+        assert fetching.source(120) == Source("aa", Kind.ZSTD, 7)
         assert fetching.source_now == Source("aa", Kind.ZSTD, 7)
         chunks = fetching.chunks()
         assert next(chunks) == b"con"
@@ -183,10 +191,7 @@ def test_a_payload_is_read_while_it_arrives(seeder: FakeSeeder, client: SeederCl
         assert list(fetching.chunks()) == [b"content"]
     assert seeder.requests.get(timeout=120) == {"op": "fetch", **DESCRIBED}
     assert seeder.gone.wait(120)
-    give_up = time.monotonic() + 120
-    while open_files() > before and time.monotonic() < give_up:
-        time.sleep(0.01)  # the fake seeder's own end closes when its thread gets to it
-    assert open_files() <= before
+    wait_for_files(before)
 
 
 def test_what_is_there_already_is_given_at_once(seeder: FakeSeeder, client: SeederClient) -> None:
@@ -226,7 +231,7 @@ def test_a_fetch_that_fails(seeder: FakeSeeder, client: SeederClient) -> None:
     """The seeder's reason is given, with the item as the subject."""
     seeder.say(NarswarmError(WANTED.store_path, "no torrent is known"))
     with client.fetch(WANTED) as fetching:
-        for attempt in (lambda: fetching.source(20), lambda: list(fetching.chunks())):
+        for attempt in (lambda: fetching.source(120), lambda: list(fetching.chunks())):
             with pytest.raises(NetworkError) as caught:
                 attempt()
             assert str(caught.value) == f"{'0' * 32}-item: no torrent is known"
@@ -298,7 +303,7 @@ def test_an_unknown_kind_leaves_no_file_open(seeder: FakeSeeder, client: SeederC
     with client.fetch(WANTED) as fetching, pytest.raises(NetworkError):
         list(fetching.chunks())
     assert seeder.gone.wait(120)
-    assert open_files() <= before
+    wait_for_files(before)
 
 
 def test_a_file_that_is_shorter(seeder: FakeSeeder, client: SeederClient) -> None:

@@ -114,7 +114,7 @@ def start(world: World) -> Iterator[Start]:
 def until(ready: Callable[[], bool]) -> None:
     """Wait until something is so."""
     pause = threading.Event()
-    for _ in range(400):
+    for _ in range(2400):
         if ready():
             return
         pause.wait(0.05)
@@ -128,7 +128,7 @@ def fetch(seeder: Running, torrent: bytes, directory: Path) -> bytes:
     )
     with Swarm(settings) as swarm:
         download = swarm.fetch(torrent, directory, peers=[("127.0.0.1", seeder.port)])
-        payload = b"".join(download.chunks(stall=lambda progress: progress.idle > 15))
+        payload = b"".join(download.chunks(stall=lambda progress: progress.idle > 120))
     return zstandard.ZstdDecompressor().stream_reader(payload, read_across_frames=True).read()
 
 
@@ -156,11 +156,14 @@ def test_nars_of_a_directory(world: World, server: Server, start: Start) -> None
     assert f"port={seeder.port}" in server.announced[0]
     torrent = publication(server, made)
     assert fetch(seeder, torrent, world.root) == made.nar
+    # It counts what its system has sent, which may be later than it came.
+    until(lambda: seeder.status()["uploaded"] >= seeder.status()["payload_bytes"] > 0)
+    until(lambda: seeder.status()["trackers"][0]["published"] == 1)
     status = seeder.status()
-    assert status["uploaded"] == status["payload_bytes"] > 0
+    assert status["uploaded"] == status["payload_bytes"]
     assert (status["items"], status["listen_port"]) == (1, seeder.port)
     (tracker,) = status["trackers"]
-    assert (tracker["published"], tracker["pending"]) == (1, 0)
+    assert tracker["pending"] == 0
     seeder.stop()
     again = start(trackers=(f"{server.url}/announce",))
     assert again.items == 1
@@ -237,8 +240,8 @@ def test_an_item_is_fetched_and_offered_on(world: World, server: Server, start: 
     )
     wanted = Wanted(made.item.nar_hash, made.item.nar_size, made.path)
     with SeederClient(state / NAME, timeout=120) as client, client.fetch(wanted) as fetching:
-        payload = b"".join(fetching.chunks(stall=lambda progress: progress.idle > 15))
-        assert fetching.source(20).infohash == infohash
+        payload = b"".join(fetching.chunks(stall=lambda progress: progress.idle > 120))
+        assert fetching.source(120).infohash == infohash
     assert zstandard.ZstdDecompressor().stream_reader(payload).read() == made.nar
     until(lambda: second.status()["payloads"] == 1)
     assert (state / "payloads" / meta.name).read_bytes() == payload
@@ -331,6 +334,7 @@ def test_a_job_that_fails_is_tried_again(
     monkeypatch.setattr(daemon.log, "warning", lambda *_: said.set())
     seeder = start(nars=world.root / "later", scan_interval=1.0)
     assert said.wait(120)
+    until(lambda: seeder.status()["scan_message"] != "")
     status = seeder.status()
     assert status["items"] == 0
     assert status["scan_message"] == f"{world.root / 'later'}: No such file or directory"
@@ -446,7 +450,7 @@ def test_its_owner_decides(
     assert ask_for(seeder, "pause") == {"paused": True}
     status = seeder.status()
     assert (status["paused"], status["items"], status["held"]) == (True, 1, 0)
-    server.wait(lambda: server.holdings[-1][b"removed"] == made.item.nar_hash)
+    server.wait(lambda: made.item.nar_hash in [told[b"removed"] for told in server.holdings])
     ask_for(seeder, "resume")
     assert seeder.status()["held"] == 1
     ask_for(seeder, "remove", store_path=made.path)
@@ -470,7 +474,7 @@ def test_a_changed_acl_is_noticed(world: World, start: Start) -> None:
     until(lambda: seeder.status()["payloads"] == 1)
     world.acl.write_bytes(render([sexp.parse(gcrypt.generate_key().public)]))
     until(lambda: seeder.status()["not_offered"] == {"not vouched for": 1})
-    assert seeder.status()["payloads"] == 0
+    until(lambda: seeder.status()["payloads"] == 0)
 
 
 def test_a_seeder_that_only_fetches(world: World, server: Server, start: Start) -> None:

@@ -315,5 +315,9 @@ def test_requests_that_never_end(client: Client, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gateway, "HEAD_SECONDS", 0.05)
     assert client.connection.port
     with socket.create_connection(("127.0.0.1", client.connection.port), WAIT) as slow:
-        slow.sendall(b"GET /nix-cache-info HTTP/1.1\r\nA: b")
-        assert slow.recv(1) == b""
+        try:
+            slow.sendall(b"GET /nix-cache-info HTTP/1.1\r\nA: b")
+            received = slow.recv(1)
+        except ConnectionError:
+            received = b""  # the time was over before all was sent
+        assert received == b""
