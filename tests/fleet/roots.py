@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Cached root file systems that boot: Debian with systemd, SSH and the packages of each role.
+"""Cached root file systems that boot: Debian or Ubuntu with systemd, SSH and what each role needs.
 
 The roles ask apt for packages only where one is missing, so a machine made from these needs no
 network; but no service is enabled, as on a machine where nobody has set anything up.
@@ -8,12 +8,15 @@ network; but no service is enabled, as on a machine where nobody has set anythin
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.e2e.rig.rootfs import ArchiveError, RigError, mirror
 
@@ -26,13 +29,32 @@ _LIBRARIES = (
     " gunicorn python3-apscheduler python3-prometheus-client"
 )
 
-#: By name: the suite, and what is in it.
-ROOTS: Mapping[str, tuple[str, str]] = {
-    "bookworm": ("bookworm", f"{_SYSTEM} nginx redis-server postgresql"),
-    "trixie": ("trixie", f"{_SYSTEM} nginx redis-server postgresql"),
+
+class Image(NamedTuple):
+    """What a root file system is made of.
+
+    Attributes:
+        suite: of the distribution.
+        packages: what is installed beside the base.
+        ubuntu: whether it is Ubuntu's archive that they come from, and not Debian's.
+    """
+
+    suite: str
+    packages: str
+    ubuntu: bool = False
+
+
+ROOTS: Mapping[str, Image] = {
+    "bookworm": Image("bookworm", f"{_SYSTEM} nginx redis-server postgresql"),
+    "trixie": Image("trixie", f"{_SYSTEM} nginx redis-server postgresql"),
     # No wheels of libtorrent and zstandard are made for the latest Python; Debian has them.
-    "guix": ("sid", f"{_SYSTEM} guix guile-zstd uidmap zstd lzip gzip {_LIBRARIES}"),
+    "guix": Image("sid", f"{_SYSTEM} guix guile-zstd uidmap zstd lzip gzip {_LIBRARIES}"),
+    "noble": Image("noble", _SYSTEM, ubuntu=True),
 }
+_UBUNTU = "http://archive.ubuntu.com/ubuntu"
+#: The keys of Ubuntu's archive, which Debian 12 has no package of, and the SHA-256 of that file.
+_KEYS = f"{_UBUNTU}/pool/main/u/ubuntu-keyring/ubuntu-keyring_2023.11.28.1_all.deb"
+_KEYS_SHA256 = "36de43b15853ccae0028e9a767613770c704833f82586f28eb262f0311adb8a8"
 _DISABLED = ("nginx", "redis-server", "postgresql", "guix-daemon", "guix-publish")
 _APT = (
     'Acquire::Check-Valid-Until "false"',
@@ -63,7 +85,7 @@ def root(cache: Path, name: str) -> Path:
         want = repr((ROOTS[name], _DISABLED, _APT, _NOT_WANTED))
         if not (stamp.exists() and stamp.read_text() == want and path.is_dir()):
             stamp.unlink(missing_ok=True)
-            _build(path, *ROOTS[name])
+            _build(path, ROOTS[name])
             stamp.write_text(want)
     return path
 
@@ -79,7 +101,24 @@ def all_roots(cache: Path) -> dict[str, Path]:
         return dict(zip(ROOTS, pool.map(lambda name: root(cache, name), ROOTS), strict=True))
 
 
-def _build(path: Path, suite: str, packages: str) -> None:
+def _ubuntus_keys(cache: Path) -> Path:
+    """A file with the keys of Ubuntu's archive."""
+    path = cache / "ubuntu-archive-keyring.gpg"
+    if not path.exists():
+        with urllib.request.urlopen(_KEYS, timeout=60) as answer:
+            content = answer.read()
+        if hashlib.sha256(content).hexdigest() != _KEYS_SHA256:
+            raise RigError(f"{_KEYS}: isn't the file that it was")
+        package, tree = cache / "ubuntu-keyring.deb", cache / "ubuntu-keyring"
+        package.write_bytes(content)
+        subprocess.run(["dpkg-deb", "--extract", package, tree], check=True)
+        (tree / "usr/share/keyrings" / path.name).rename(path)
+        shutil.rmtree(tree)
+        package.unlink()
+    return path
+
+
+def _build(path: Path, image: Image) -> None:
     if shutil.which("mmdebstrap") is None:
         raise RigError("the fleet's tests need mmdebstrap")
     print(f"rig: building {path}", file=sys.stderr)
@@ -87,7 +126,12 @@ def _build(path: Path, suite: str, packages: str) -> None:
     command = ["mmdebstrap", "--mode=root", "--format=directory", "--variant=minbase"]
     command += [f"--aptopt={option}" for option in _APT]
     command += [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in _NOT_WANTED]
-    command += [f"--include={','.join(packages.split())}", suite, str(path), mirror()]
+    command += [f"--include={','.join(image.packages.split())}"]
+    if image.ubuntu:
+        command += [f"--keyring={_ubuntus_keys(path.parent)}", image.suite, str(path)]
+        command += [f"deb {_UBUNTU} {image.suite} main universe"]
+    else:
+        command += [image.suite, str(path), mirror()]
     done = subprocess.run(
         # What packages mount or start ends with these namespaces.
         ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", *command],

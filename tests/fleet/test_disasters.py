@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.fleet import guide
 from tests.fleet.conftest import Deployed
 from tests.fleet.deployment import Deployment
 from tests.fleet.guide import HERE, Block
+from tests.fleet.machines import Machine
 
 pytestmark = pytest.mark.fleet
 
@@ -85,30 +87,47 @@ def test_a_machine_restarts(fleet: Deployment) -> None:
     assert "bittorrent://" in fleet.build("reboot")
 
 
+@contextmanager
+def _small_disk(box: Machine) -> Iterator[None]:
+    """A disk of 8 MiB for the seeder's state and apt's archives, full of the latter."""
+    mounts = {"state": STATE, "archives": "/var/cache/apt/archives"}
+    mount = [
+        "systemctl stop narswarm-seeder",
+        "mkdir -p /root/disk",
+        "mount -t tmpfs -o size=8m,mode=755 tmpfs /root/disk",
+    ]
+    for name, path in mounts.items():
+        mount += [f"cp -a {path} /root/disk/{name}", f"mount --bind /root/disk/{name} {path}"]
+    mount += ["systemctl start narswarm-seeder"]
+    box.run(" && ".join(mount))
+    box.run("dd if=/dev/zero of=/root/disk/archives/old_1_all.deb bs=64k", check=False)
+    try:
+        yield
+    finally:
+        state = mounts["state"]
+        box.run(
+            f"systemctl stop narswarm-seeder && umount {' '.join(mounts.values())} &&"
+            f" cp -a /root/disk/state/. {state}/ && umount /root/disk &&"
+            " systemctl start narswarm-seeder"
+        )
+
+
 def test_a_disk_is_full(fleet: Deployment) -> None:
     """A box goes on seeding, and makes what it couldn't make once there is room."""
     box = fleet["s2"]
     look, tidy, restart = guide.blocks("A disk is full")
     before = fleet.status("s2")["items"]
-    box.run(
-        f"systemctl stop narswarm-seeder && cp -a {STATE} /root/state &&"
-        f" mount -t tmpfs -o size=8m,mode=755 tmpfs {STATE} && cp -a /root/state/. {STATE}/ &&"
-        f" chown narswarm: {STATE} && systemctl start narswarm-seeder &&"
-        f" dd if=/dev/zero of={STATE}/ballast bs=64k 2>/dev/null; test -s {STATE}/ballast"
-    )
-    fleet.offer("s2", "full")
-    wait_for("the seeder to say so", lambda: "disk is full" in box.run("seeder status").stdout)
-    assert " 100% " in _follow(fleet, look)
-    assert "bittorrent://" in fleet.build("box2")
-    _follow(fleet, tidy)
-    box.run(f"rm {STATE}/ballast")
-    _follow(fleet, restart)
-    wait_for("the item", lambda: fleet.status("s2")["items"] == before + 1, 60)
-    fleet.wait_seeded("full", seeders=2)
-    box.run(
-        f"systemctl stop narswarm-seeder && cp -a {STATE}/. /root/state/ && umount {STATE} &&"
-        f" cp -a /root/state/. {STATE}/ && systemctl start narswarm-seeder"
-    )
+    with _small_disk(box):
+        fleet.offer("s2", "full")
+        wait_for("the seeder to say so", lambda: "disk is full" in box.run("seeder status").stdout)
+        assert " 100% " in _follow(fleet, look)
+        assert "bittorrent://" in fleet.build("box2")
+        assert fleet.status("s2")["items"] == before
+        _follow(fleet, tidy)
+        _follow(fleet, restart)
+        wait_for("the item", lambda: fleet.status("s2")["items"] == before + 1, 60)
+        fleet.wait_seeded("full", seeders=2)
+    _follow_until_well(fleet, restart)
     assert "bittorrent://" in fleet.build("full")
 
 
@@ -134,6 +153,7 @@ def test_a_signing_key_changes(fleet: Deployment) -> None:
     """First both keys count, then the new one alone; what it signed is fetched, too."""
     box, user = fleet["s1"], fleet["u"]
     authorize, spread = guide.blocks("A substitute server's signing key changes")
+    box.run(f"guix build {fleet.items['box2']}")
     old = _key(box.run("cat /etc/guix/signing-key.pub").stdout)
     box.run(
         "mkdir -p /root/old && mv /etc/guix/signing-key.* /root/old/ &&"
@@ -157,9 +177,11 @@ def test_a_signing_key_changes(fleet: Deployment) -> None:
     assert new in fleet["t1"].run("cat /etc/narswarm/acl").stdout
     fleet.wait_seeded("first", "rotated")
     assert "bittorrent://" in fleet.build("rotated")
-    # The other box gets its narinfos anew, from the same server.
+    # The other box has narinfos of old, and then new ones of the same server.
+    wait_for("s2 to offer nothing", lambda: fleet.status("s2")["items"] == 0, 60)
     fleet.offer("s2", "box2", "upgrade")
-    fleet.wait_seeded("box2")
+    wait_for("s2 to offer both again", lambda: fleet.status("s2")["items"] == 2, 60)
+    fleet.wait_seeded("box2", seeders=2)
 
 
 def test_a_tracker_is_lost(fleet: Deployment) -> None:
