@@ -93,7 +93,7 @@ def seeder() -> None:
 )
 @config_option
 def run_command(config: Path | None, **flags: object) -> None:
-    """Seed until a signal comes."""
+    """Seed until a signal comes; SIGHUP asks trackers again that refused something."""
     settings = narswarm_settings.load(Settings, "seeder", file=config, flags=flags)
     settings.check()
     logging.basicConfig(
@@ -104,6 +104,7 @@ def run_command(config: Path | None, **flags: object) -> None:
     from seeder.daemon import Seeder  # noqa: PLC0415
 
     stop = threading.Event()
+    made = Seeder(settings, stop)
 
     def end(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # the second one ends it at once
@@ -111,11 +112,12 @@ def run_command(config: Path | None, **flags: object) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGHUP, lambda *_: made.reload())
 
     def ready(items: int, port: int) -> None:
         logging.getLogger("seeder").info("ready: %d items, port %d", items, port)
 
-    if not Seeder(settings, stop).run(ready):
+    if not made.run(ready):
         # Threads are left that wait for a server; the interpreter would wait for them.
         logging.shutdown()
         os._exit(ExitCode.OK)

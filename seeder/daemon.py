@@ -75,6 +75,12 @@ class Seeder:
         self._troubles: dict[str, str] = {}
         self._rates = Rates(settings.upload_rate, settings.download_rate)
         self._notifier = Notifier.of_process()
+        self._begun = threading.Event()
+
+    def reload(self) -> None:
+        """Look at the ACL, and ask trackers again that refused something; a signal handler may."""
+        if self._begun.is_set():
+            threading.Thread(target=self._job, args=("reload", self._retry), daemon=True).start()
 
     def run(self, ready: Callable[[int, int], None]) -> bool:
         """Seed until STOP is set.
@@ -132,11 +138,12 @@ class Seeder:
             )
             self._serve(stack)
             items = state.items.held() or len(parts.offering)
-            scheduler = self._schedule()
+            scheduler = self._scheduler = self._schedule()
             if not settings.leech_only:
                 parts.workshop.start()
                 parts.trackers.start()
             ready(items, parts.port)
+            self._begun.set()
             self._notifier.ready(f"{items} items, port {parts.port}")
             self._wait(scheduler)
             self._notifier.stopping()
@@ -261,6 +268,14 @@ class Seeder:
     def _scan(self) -> None:
         self._parts.scanner.scan()
         self._parts.workshop.poke()
+
+    def _retry(self) -> None:
+        if self._settings.leech_only:
+            return
+        log.info("trackers that refused something are asked again")
+        self._parts.retry()
+        for name in ("publish", "acl", "mirror"):
+            self._scheduler.modify_job(name, next_run_time=datetime.now(UTC))
 
     def _publish(self) -> None:
         self._parts.publisher.run()

@@ -27,7 +27,13 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 600.0
 REFUSED_PAUSE = 3600.0
-"""Seconds that a tracker isn't asked again which doesn't know of holdings, or not of this key."""
+"""Seconds that a tracker isn't asked again which doesn't know of holdings."""
+
+FIRST_FORBIDDEN = 60.0
+"""Seconds until one is asked again that doesn't allow them, as it may learn of this seeder's key
+any time; they double up to `REFUSED_PAUSE`."""
+
+_FORBIDDEN = frozenset({401, 403})
 
 IDLE = 60.0
 """Seconds after which a seeder that has nothing to tell looks again, unless it is woken."""
@@ -78,13 +84,18 @@ class Patience:
         self._name = name
         self._rng = rng
         self._failures = 0
+        self._refusals = 0
         self.message = ""
+
+    def hurry(self) -> None:
+        """Begin with short pauses again."""
+        self._failures = self._refusals = 0
 
     def succeeded(self) -> None:
         """It answered as it should."""
         if self.message:
             log.info("%s: answers again", self._name)
-        self._failures = 0
+        self.hurry()
         self.message = ""
 
     def failed(self, error: NetworkError) -> float:
@@ -96,6 +107,9 @@ class Patience:
             seconds = max(1.0, float(error.retry_after))
         elif isinstance(error, RefusedError) and not isinstance(error, StaleHoldingsError):
             seconds = REFUSED_PAUSE
+            if error.status in _FORBIDDEN:
+                seconds = min(seconds, FIRST_FORBIDDEN * 2 ** min(self._refusals, 20))
+                self._refusals += 1
         else:
             seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 20))
             self._failures += 1
@@ -179,6 +193,11 @@ class Teller:
         """The tracker has lost the list; it is sent all of it."""
         self.told = 0
         self.known.clear()
+
+    def hurry(self) -> None:
+        """Have the next step ask the tracker although it is left alone."""
+        self.patience.hurry()
+        self._next = self._clock()
 
     def farewell(self) -> None:
         """Say that nothing is offered any more, so that nobody waits for it; fails in silence."""
@@ -302,6 +321,12 @@ class Correspondence:
         """There is something to tell, or to end."""
         for wake in self._wakes:
             wake.set()
+
+    def retry(self) -> None:
+        """Ask trackers again that are left alone."""
+        for teller in self.tellers:
+            teller.hurry()
+        self.wake()
 
     def join(self, patience: float) -> bool:
         """Wait until trackers were told that this is the end; whether they were.

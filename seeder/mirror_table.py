@@ -221,6 +221,14 @@ class MirrorTable:
                 (tracker,),
             )
 
+    def retry(self, tracker: str) -> None:
+        """Have a tracker told at once of what it didn't take."""
+        with self._db.transaction() as db:
+            db.execute(
+                "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NULL",
+                (tracker,),
+            )
+
     def _settle(
         self, nar_hash: bytes, tracker: str, due: float, published: float | None, message: str
     ) -> None:

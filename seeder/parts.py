@@ -187,7 +187,17 @@ class Parts:
         if self.state.note("rules") != self.rules.text:
             self.scanner.apply_rules()
             self.state.set_note("rules", self.rules.text)
+        # Trackers may know this seeder's key by now that didn't when it ended.
+        self.publisher.retry()
+        self.mirror_publisher.retry()
         self.offering.reconcile()
+
+    def retry(self) -> None:
+        """Ask trackers again that are left alone, or refused something."""
+        self.publisher.retry()
+        self.mirror_publisher.retry()
+        self.trackers.retry()
+        self.mirror.poke()
 
     def status(self) -> list[TorrentStatus]:
         """All torrents of the session."""

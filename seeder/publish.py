@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Tells trackers which torrents carry which NARs, until they know.
 
-A tracker that can't be reached is left alone for a while, and longer each time; one that refuses
-an item is asked about that item again a day later, since its ACL may have changed. What a tracker
-took is repeated after a week, in case it lost its index.
+A tracker that can't be reached is left alone for a while, and longer each time. One that doesn't
+allow what it is sent (403) may learn of this seeder's key any time: the item is sent again after a
+minute, then at intervals that double up to an hour, and when a few in a row weren't allowed, so are
+all others. One that refuses an item for what it is gets it again a day later. What a tracker took
+is repeated after a week, in case it lost its index.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from narswarm.errors import NetworkError
@@ -27,6 +29,11 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 600.0
 REFUSED_PAUSE = 86_400.0
+FIRST_FORBIDDEN = 60.0
+LONGEST_FORBIDDEN = 3600.0
+MAX_FORBIDDEN = 3
+"""Items in a row that aren't allowed until it is the tracker that isn't asked any more."""
+
 REPEAT = 7 * 86_400.0
 BATCH = 100
 
@@ -37,6 +44,8 @@ _COMPANY = 0.5
 """Seconds that a tracker which wants a NAR waits for the others to be told, too."""
 
 _BUSY = frozenset({408, 425, 429})
+_FORBIDDEN = frozenset({401, 403})
+"""Of somebody whose clock is wrong, too."""
 
 
 class Publications(Protocol):
@@ -53,6 +62,9 @@ class Publications(Protocol):
 
     def refused(self, nar_hash: bytes, tracker: str, due: float, message: str) -> None:
         """A tracker didn't."""
+
+    def retry(self, tracker: str) -> None:
+        """All that a tracker didn't take is due now."""
 
 
 class Publishable(Protocol):
@@ -78,10 +90,14 @@ class _Tracker:
     failures: int = 0
     paused_until: float = 0.0
     said: str = ""
+    forbidden: dict[bytes, int] = field(default_factory=dict)
+    """How often each NAR wasn't allowed."""
+    in_a_row: int = 0
+    """Items that weren't allowed since one was."""
 
     def is_open(self, now: float) -> bool:
         """Whether it isn't left alone."""
-        return not 0 < self.paused_until - now <= LONGEST_PAUSE * _SPREAD
+        return not 0 < self.paused_until - now <= LONGEST_FORBIDDEN * _SPREAD
 
 
 class Publisher:
@@ -127,6 +143,14 @@ class Publisher:
                 if not batch or not all(self._send(tracker, due) for due in batch):
                     break
 
+    def retry(self) -> None:
+        """Have trackers asked again at the next run that were left alone, or refused something."""
+        for tracker in self._trackers:
+            tracker.failures = tracker.in_a_row = 0
+            tracker.forbidden.clear()
+            tracker.paused_until = 0.0
+            self._state.retry(tracker.announce)
+
     def publish(self, nar_hash: bytes, trackers: Collection[str] = ()) -> None:
         """Publish one NAR that is new, to all trackers that aren't left alone at the same time.
 
@@ -159,6 +183,8 @@ class Publisher:
         try:
             tracker.index.publish(self._key, due.nar_hash, due.torrent, due.narinfo, now)
         except RefusedError as error:
+            if error.status in _FORBIDDEN:
+                return self._forbid(tracker, due, now, error.reason)
             if error.status not in _BUSY:
                 self._say(tracker, logging.WARNING, f"refuses items: {error.reason}")
                 self._state.refused(
@@ -173,12 +199,32 @@ class Publisher:
             return False
         if tracker.failures:
             log.info("%s: answers again", tracker.announce)
-        tracker.failures = 0
+        tracker.failures = tracker.in_a_row = 0
         tracker.said = ""
+        tracker.forbidden.pop(due.nar_hash, None)
         later = now + REPEAT * self._rng.uniform(0.8, _SPREAD)
         self._state.published(due.nar_hash, tracker.announce, now, later)
         self._published(due.nar_hash)
         return True
+
+    def _forbid(self, tracker: _Tracker, due: Due, now: float, reason: str) -> bool:
+        """Note that an item wasn't allowed; whether others may be."""
+        tries = tracker.forbidden.get(due.nar_hash, 0)
+        tracker.forbidden[due.nar_hash] = tries + 1
+        seconds = self._forbidden_pause(tries)
+        self._state.refused(due.nar_hash, tracker.announce, now + seconds, reason)
+        self._say(tracker, logging.WARNING, f"refuses items: {reason}")
+        tracker.failures = 0
+        tracker.in_a_row += 1
+        rounds = tracker.in_a_row - MAX_FORBIDDEN
+        if rounds < 0:
+            return True
+        tracker.paused_until = now + self._forbidden_pause(rounds)
+        return False
+
+    def _forbidden_pause(self, tries: int) -> float:
+        seconds = min(LONGEST_FORBIDDEN, FIRST_FORBIDDEN * (1 << min(tries, 20)))
+        return seconds * self._rng.uniform(0.8, _SPREAD)
 
     def _pause(self, tracker: _Tracker, due: Due, now: float, reason: str) -> None:
         """Leave a tracker alone, and let other items go first next time."""

@@ -108,6 +108,7 @@ class Server:
         wanted: NAR hashes to be answered to who asks what is wanted; each once.
         announced: queries of announces.
         files: what it gives for other paths.
+        forbids: whether it refuses what is published.
     """
 
     def __init__(self) -> None:
@@ -116,6 +117,7 @@ class Server:
         self.wanted: list[bytes] = []
         self.announced: list[str] = []
         self.files: dict[str, bytes] = {}
+        self.forbids = False
         self.changed = threading.Condition()
         self.ended = False
         outer = self
@@ -144,8 +146,11 @@ class Server:
             def do_PUT(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 with outer.changed:
-                    outer.published.append(body)
-                    self._answer(201, b"{}")
+                    if outer.forbids:
+                        self._answer(403, b'{"error": "publisher: is not allowed"}')
+                    else:
+                        outer.published.append(body)
+                        self._answer(201, b"{}")
                     outer.changed.notify_all()
 
             def do_POST(self) -> None:

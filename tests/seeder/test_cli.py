@@ -246,6 +246,26 @@ def test_killed_while_a_payload_is_made(world: World, server: Server, run: Run) 
     assert second.end() == ExitCode.OK
 
 
+@pytest.mark.parametrize("how", ["reload", "restart"])
+def test_a_tracker_that_learns_of_the_key(world: World, server: Server, run: Run, how: str) -> None:
+    """It is told at once by a seeder that is told to reload, or that is started again."""
+    world.put_nar(world.make())
+    server.forbids = True
+    arguments = ("--tracker", f"{server.url}/announce")
+    seeder = run(*arguments)
+    seeder.read_until(f"seeder: {server.url}/announce: refuses items: answers 403: publisher: is ")
+    with server.changed:
+        server.forbids = False
+    if how == "reload":
+        seeder.process.send_signal(signal.SIGHUP)
+        seeder.read_until("seeder: trackers that refused something are asked again")
+    else:
+        assert seeder.end() == ExitCode.OK
+        seeder = run(*arguments)
+    server.wait(lambda: server.published)
+    assert seeder.end() == ExitCode.OK
+
+
 def test_interrupted(run: Run) -> None:
     """Ctrl-C ends it like a service manager does."""
     seeder = run()

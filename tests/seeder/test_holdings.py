@@ -210,7 +210,8 @@ def test_a_tracker_that_is_down_for_an_hour(caplog: pytest.LogCaptureFixture) ->
         (LaterError(URL, "answers 429: slower", 77), 77),
         (LaterError(URL, "answers 503: busy", 0), 1),
         (RefusedError(URL, "answers 404: no such thing", 404), REFUSED_PAUSE),
-        (RefusedError(URL, "answers 403: not you", 403), REFUSED_PAUSE),
+        (RefusedError(URL, "answers 403: not you", 403), 60),
+        (RefusedError(URL, "answers 401: stale", 401), 60),
         (NetworkError(URL, "timed out"), 5),
     ],
 )
@@ -224,6 +225,36 @@ def test_how_long_a_tracker_is_left_alone(error: NetworkError, seconds: float) -
     assert len(bench.tracker.told) == 2
     bench.tracker.wanted_next = [error]
     assert bench.listener.step() == seconds
+
+
+@pytest.mark.parametrize("who", ["teller", "listener"])
+def test_a_tracker_that_does_not_know_the_key_yet(who: str) -> None:
+    """It is asked again after a minute, two, and so on up to an hour; at once when told so."""
+    bench = Bench()
+    refusal = RefusedError(URL, "answers 403: not you", 403)
+    step = {"teller": bench.teller.step, "listener": bench.listener.step}[who]
+    pauses = []
+    for _ in range(8):
+        bench.tracker.errors, bench.tracker.wanted_next = [refusal], [refusal]
+        pauses.append(step())
+        bench.now += pauses[-1]
+    assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600]
+
+
+def test_a_tracker_that_is_asked_at_once() -> None:
+    """Though it is left alone for an hour; then its pauses are short again."""
+    bench = Bench()
+    refusal = RefusedError(URL, "answers 403: not you", 403)
+    bench.tracker.errors = [refusal] * 9
+    bench.pass_time(3 * 3600)
+    asked = len(bench.tracker.told)
+    bench.teller.hurry()
+    bench.tracker.errors = [refusal]
+    assert bench.teller.step() == 60
+    assert len(bench.tracker.told) == asked + 1
+    bench.teller.hurry()
+    bench.pass_time(0)
+    assert bench.teller.known.is_set()
 
 
 def test_farewell() -> None:
@@ -293,6 +324,11 @@ class Fake:
         self.known = threading.Event()
         self.stepped = threading.Semaphore(0)
         self.ended = threading.Event()
+        self.hurried = False
+
+    def hurry(self) -> None:
+        """As `Teller.hurry` does."""
+        self.hurried = True
 
     def step(self) -> float:
         """As both do."""
@@ -320,6 +356,9 @@ def test_threads_speak_with_each_tracker() -> None:
     assert listener.stepped.acquire(timeout=120)
     threads.wake()
     assert acquire(timeout=20)
+    threads.retry()
+    assert acquire(timeout=20)
+    assert teller.hurried
     stopping.set()
     assert threads.join(120)
     assert teller.ended.is_set()

@@ -122,6 +122,11 @@ def test_what_a_tracker_has(table: MirrorTable) -> None:
         table.republish(tracker)
     assert len(table.due(TRACKER, 20, 1000, 10)) == 1
     assert table.due(OTHER, 20, 1000, 10) == []
+    table.published(one.nar_hash, TRACKER, 10, 500)
+    for tracker in (TRACKER, OTHER):
+        table.retry(tracker)
+    assert table.due(TRACKER, 20, 1000, 10) == []
+    assert len(table.due(OTHER, 20, 1000, 10)) == 1
 
 
 def test_rules(table: MirrorTable) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from narswarm.errors import NetworkError
 from narswarm.httpsig import PublisherKey
 from narswarm.trackerclient import RefusedError, TrackerIndex
-from seeder.publish import REFUSED_PAUSE, REPEAT, Publisher
+from seeder.publish import MAX_FORBIDDEN, REFUSED_PAUSE, REPEAT, Publisher
 from seeder.state import Nar, Published, State
 
 URL = "http://t/announce"
@@ -143,17 +144,87 @@ def test_an_item_that_breaks_a_tracker_lets_others_go_first(make: Make) -> None:
 
 def test_a_refused_item_waits_a_day(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """The others are published all the same; the reason is kept, and said once."""
-    refusal = RefusedError("http://t", "answers 403: not allowed", 403)
+    refusal = RefusedError("http://t", "answers 400: not a torrent", 400)
     tracker = Tracker(refusal, refusal)
     bench = make(tracker, 3)
     bench.run_at(1000)
     assert tracker.taken == bench.hashes[2:]
-    assert bench.state.publications() == [Published(URL, 1, 2, "answers 403: not allowed")]
-    assert caplog.messages == [f"{URL}: refuses items: answers 403: not allowed"]
+    assert bench.state.publications() == [Published(URL, 1, 2, "answers 400: not a torrent")]
+    assert caplog.messages == [f"{URL}: refuses items: answers 400: not a torrent"]
     bench.run_at(999 + REFUSED_PAUSE)
     assert len(tracker.taken) == 1
     bench.run_at(1000 + REFUSED_PAUSE)
     assert len(tracker.taken) == 3
+
+
+FORBIDDEN = RefusedError("http://t", "answers 403: not allowed", 403)
+
+
+def asked_at(bench: Bench, until: float) -> list[float]:
+    """Let the job run every ten seconds; the times at which the tracker was asked."""
+    times = []
+    while bench.now < until:
+        before = bench.tracker.asked
+        bench.run_at(bench.now)
+        times += [bench.now] * (bench.tracker.asked - before)
+        bench.now += 10
+    return times
+
+
+def test_an_item_that_is_not_allowed(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """It is sent again after a minute, two, and so on up to an hour; the others aren't kept."""
+    tracker = Tracker(FORBIDDEN)
+    bench = make(tracker, 205)
+    bench.run_at(1000)
+    assert tracker.taken == bench.hashes[1:]
+    assert caplog.messages == [f"{URL}: refuses items: answers 403: not allowed"]
+    tracker.answers = [FORBIDDEN] * 7
+    times = asked_at(bench, 1000 + 4 * 3600)
+    gaps = [60, 120, 240, 480, 960, 1920, 3600, 3600]
+    assert times == [1000 + sum(gaps[: number + 1]) for number in range(8)]
+    assert tracker.taken[-1] == bench.hashes[0]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_tracker_that_does_not_know_the_key_yet(make: Make, status: int) -> None:
+    """A few items a time tell that, an hour apart at most; when it does, all are told at once."""
+    refusal = RefusedError("http://t", f"answers {status}: who are you?", status)
+    tracker = Tracker(*[refusal] * 10_000)
+    bench = make(tracker, 205)
+    bench.now = 1000.0
+    times = asked_at(bench, 1000 + 6 * 3600)
+    assert times[:5] == [1000.0] * MAX_FORBIDDEN + [1060.0, 1180.0]
+    assert len(times) < 20
+    assert max(b - a for a, b in itertools.pairwise(times)) <= 3600 * 1.2
+    tracker.answers.clear()
+    after = asked_at(bench, bench.now + 3600)
+    assert set(after) == {after[0]}
+    assert set(tracker.taken) == set(bench.hashes)
+    tracker.answers = [FORBIDDEN] * 2
+    bench.publisher.publish(bench.hashes[0])
+    bench.publisher.publish(bench.hashes[0])
+    assert bench.publisher._trackers[0].is_open(bench.now)
+
+
+def test_a_retry(make: Make) -> None:
+    """Everything that a tracker refused, or couldn't take, is sent at the next run."""
+    tracker = Tracker(
+        RefusedError("http://t", "answers 400: not a torrent", 400),
+        *[FORBIDDEN] * MAX_FORBIDDEN,
+    )
+    bench = make(tracker, 5)
+    bench.run_at(1000)
+    bench.run_at(1001)
+    assert (tracker.asked, tracker.taken) == (1 + MAX_FORBIDDEN, [])
+    bench.publisher.retry()
+    bench.run_at(1002)
+    assert set(tracker.taken) == set(bench.hashes)
+    tracker.answers = [NetworkError("http://t", "timed out")]
+    bench.run_at(1002 + 2 * REPEAT)
+    taken = len(tracker.taken)
+    bench.publisher.retry()
+    bench.run_at(1003 + 2 * REPEAT)
+    assert len(tracker.taken) > taken
 
 
 def test_a_busy_tracker_is_left_alone(make: Make) -> None:
