@@ -33,6 +33,7 @@ _GAUGES = (
 _MIRROR_GAUGES = (
     ("files", "mirrored_files", "Files of substitute servers that are seeded."),
     ("bytes", "mirrored_bytes", "Bytes of those that were copied."),
+    ("max_disk", "mirror_limit_bytes", "Bytes that these may take."),
     ("missing", "mirror_missing_items", "Items that are followed and aren't here."),
 )
 _COUNTERS = (

@@ -151,6 +151,7 @@ class Mirror:
             "files": len(self.seeds),
             "in_place": len(self.seeds.in_place()),
             "bytes": self._table.used(),
+            "max_disk": self.seeds.quota,
             "missing": self._missing,
             "full": self.seeds.full,
             "failures": self._table.failures(),

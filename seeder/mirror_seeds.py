@@ -49,6 +49,7 @@ class MirrorSeeds:
         clock: seconds since the epoch.
 
     Attributes:
+        quota: bytes that our own copies may take.
         wanted: NAR hashes of what is followed; None as long as that isn't known.
         full: why something had no room; empty if all had.
     """
@@ -67,7 +68,7 @@ class MirrorSeeds:
     ) -> None:
         self._table = table
         self._directory = directory
-        self._quota = quota
+        self.quota = quota
         self._swarm = swarm
         self._trackers = tuple(trackers)
         self._publish = publish
@@ -238,8 +239,8 @@ class MirrorSeeds:
             nar_hash: of the NAR that they are for, of which a part may be here.
         """
         partial = self._partial(nar_hash)
-        free = self._quota - self._table.used() - partial
-        if free < needed <= self._quota and self.wanted is not None:
+        free = self.quota - self._table.used() - partial
+        if free < needed <= self.quota and self.wanted is not None:
             wanted = self.wanted
             sending = {status.infohash for status in self._swarm.status() if status.upload_rate}
             with self._lock:
@@ -250,7 +251,7 @@ class MirrorSeeds:
                 if file is not None:
                     log.info("making room: the server's file of %s", file.store_path)
                     self._drop(file)
-            free = self._quota - self._table.used() - partial
+            free = self.quota - self._table.used() - partial
         return free >= needed
 
     def _partial(self, nar_hash: bytes) -> int:

@@ -25,7 +25,7 @@ from seeder.metrics import CONTENT_TYPE
 from seeder.web_data import HEIGHT, WIDTH, Bar
 
 POLICY: Final = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
@@ -92,7 +92,7 @@ def create_app(
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        if request.endpoint != "static":
+        if request.endpoint not in {"static", "favicon"}:
             response.headers["Cache-Control"] = "no-store"
         return response
 
@@ -101,6 +101,10 @@ def create_app(
         return render_template(
             "seeder.html", page=page(), width=WIDTH, height=HEIGHT, every=REFRESH
         )
+
+    @app.get("/favicon.svg")
+    def favicon() -> Response:
+        return app.send_static_file("favicon.svg")
 
     @app.get("/metrics")
     def show_metrics() -> Response:

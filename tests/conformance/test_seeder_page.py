@@ -130,5 +130,5 @@ def test_the_page_in_a_browser(browser: Browser, monkeypatch: pytest.MonkeyPatch
     assert browser.run("return window.innerWidth") == 360
     loaded = browser.run("return performance.getEntries().map(entry => entry.name)")
     assert {url.split("/")[2] for url in loaded if "//" in url} == {address}
-    assert [line for line in browser.complaints() if "favicon" not in line] == []
+    assert browser.complaints() == []
     server.close()

@@ -194,6 +194,8 @@ def test_alerts_fire(tmp_path: Path) -> None:
         'narswarm_tracker_peers{instance="a",role="seeder"}': "0x60",
         'narswarm_seeder_announces_total{instance="b",tracker="t"}': "0x60",
         'narswarm_seeder_announce_errors_total{instance="b",tracker="t"}': "0+1x60",
+        'narswarm_seeder_mirrored_files{instance="a"}': "5x800",
+        'narswarm_seeder_mirror_missing_items{instance="a"}': "0x60 3x800",
     }
     fire = {
         "NarswarmTrackerDown": {"job": "narswarm-tracker", "severity": "critical"},
@@ -214,6 +216,13 @@ def test_alerts_fire(tmp_path: Path) -> None:
                     else [],
                 }
                 for name in (*fire, *silent)
+            ]
+            + [
+                {"eval_time": when, "alertname": "NarswarmMirrorIsStuck", "exp_alerts": alerts}
+                for when, alerts in (
+                    ("6h", []),
+                    ("8h", [{"exp_labels": {"instance": "a", "severity": "warning"}}]),
+                )
             ],
         }
     ]

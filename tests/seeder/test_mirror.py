@@ -138,6 +138,7 @@ def test_a_closure(bench: Bench, world: World) -> None:
         "files": 2,
         "in_place": 0,
         "bytes": sum(map(len, paths)),
+        "max_disk": 1 << 20,
         "missing": 0,
         "full": "",
         "failures": [],

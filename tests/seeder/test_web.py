@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import urllib.request
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -178,3 +179,17 @@ def test_a_server() -> None:
     made.close()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=120)
+
+
+def test_the_icon() -> None:
+    """A browser finds it where the page says, and may show it and keep it."""
+    browser = client()
+    text = browser.get("/").get_data(as_text=True)
+    assert '<link rel="icon" href="/favicon.svg" type="image/svg+xml">' in text
+    with closing(browser.get("/favicon.svg")) as answer:
+        body = answer.data
+    assert (answer.status_code, answer.mimetype) == (200, "image/svg+xml")
+    assert body.startswith(b"<svg ")
+    assert "no-store" not in answer.headers["Cache-Control"]
+    assert answer.headers["Content-Security-Policy"] == POLICY
+    assert "img-src 'self';" in POLICY
