@@ -352,12 +352,12 @@ def test_threads_speak_with_each_tracker() -> None:
     assert threads.tellers == [cast("Teller", teller)]
     threads.start()
     acquire: Callable[..., bool] = teller.stepped.acquire
-    assert acquire(timeout=20)
+    assert acquire(timeout=120)
     assert listener.stepped.acquire(timeout=120)
     threads.wake()
-    assert acquire(timeout=20)
+    assert acquire(timeout=120)
     threads.retry()
-    assert acquire(timeout=20)
+    assert acquire(timeout=120)
     assert teller.hurried
     stopping.set()
     assert threads.join(120)
