@@ -48,9 +48,9 @@ class Running:
         bounds = {
             "connections": 1000,
             "per_address": 1000,
-            "head_ms": 30_000,
-            "idle_ms": 30_000,
-            "write_ms": 30_000,
+            "head_ms": 120_000,
+            "idle_ms": 120_000,
+            "write_ms": 120_000,
         }
         self.front = _native.HttpFront(
             self.swarms.core, [(self._listener.fileno(), self.passed_on.pipe)], **bounds | limits
@@ -360,7 +360,7 @@ def test_too_many_for_others(run: Run) -> None:
     os.close(waiting)
     answer = running.ask(OTHERS)
     assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-    assert running.front.numbers()["refused"] == 1
+    running.wait_until(refused=1)
     assert running.ask(CLOSING).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
@@ -370,11 +370,19 @@ def test_too_many_for_others(run: Run) -> None:
 def test_deadlines(run: Run, first: bytes, limit: str, late: int) -> None:
     """Who says nothing, and who doesn't come to the end of a head, is left in the end."""
     running = run(**{limit: 20})
-    with running.connect(first) as sock:
-        if first == KEEPING:
-            read_answers(sock, 1)
-        assert is_closed(sock)
-    assert running.front.numbers()["late"] == late
+    for _ in range(1000):
+        with running.connect() as sock:
+            if first == KEEPING:
+                # The time may be over before this is sent.
+                with contextlib.suppress(ConnectionError):
+                    sock.sendall(first)
+                    if not sock.recv(65536):
+                        continue
+            else:
+                sock.sendall(first)
+            assert is_closed(sock)
+            break
+    running.wait_until(late=late)
 
 
 def test_who_never_reads(run: Run) -> None:
@@ -384,7 +392,7 @@ def test_who_never_reads(run: Run) -> None:
     request = f"GET /scrape?{hashes} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     with running.connect() as sock, pytest.raises(OSError, match=r"Broken pipe|reset by peer"):
         sock.sendall(request * 5000)
-    assert running.front.numbers()["late"] == 1
+    running.wait_until(late=1)
 
 
 def test_who_reads_late(run: Run) -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -15,6 +17,7 @@ from tracker.datagrams import BATCH, MAX_REPLY, MAX_REQUEST, Datagrams
 
 LOOPBACK = b"\x7f\0\0\1"
 LOOPBACK6 = bytes(15) + b"\1"
+_SO_MEMINFO = 55
 
 
 class Sockets:
@@ -33,11 +36,25 @@ class Sockets:
         sock.settimeout(120)
         return sock
 
+    def send(self, server: socket.socket, *sent: tuple[socket.socket, bytes]) -> None:
+        """Send datagrams of about a size, and wait until the server has them all."""
+        each = 0
+        for number, (client, data) in enumerate(sent, 1):
+            client.send(data)
+            while not (queued := _queued(server)) or queued < each * number:
+                select.select([server], [], [], 0.01)
+            each = each or queued
+
     def client(self, server: socket.socket, host: str) -> socket.socket:
         """A socket that hears nobody but the server at one of its addresses."""
         client = self.bound("::1" if ":" in host else "127.0.0.1")
         client.connect((host, server.getsockname()[1]))
         return client
+
+
+def _queued(sock: socket.socket) -> int:
+    """Memory of what waits to be received; see `SO_MEMINFO` of Linux."""
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36)[:4], sys.byteorder)
 
 
 @pytest.fixture(name="sockets")
@@ -67,7 +84,7 @@ def test_answers_leave_from_the_address_that_was_asked(
     client = sockets.client(server, asked)
     datagrams = Datagrams(server)
     for text in (b"one", b"two"):  # buffers serve again
-        client.send(text)
+        sockets.send(server, (client, text))
         (received,) = datagrams.receive()
         assert (received.address, received.data) == (address, text)
         assert datagrams.send([(received.slot, text * 2)]) == 1
@@ -85,8 +102,7 @@ def test_more_than_a_batch(sockets: Sockets) -> None:
     """A batch is what fits, in order; the rest waits. Some of it may stay without an answer."""
     server = sockets.bound("127.0.0.1")
     clients = [sockets.client(server, "127.0.0.1") for _ in range(3)]
-    for number in range(BATCH + 1):
-        clients[number % 3].send(b"%d" % number)
+    sockets.send(server, *((clients[n % 3], b"%d" % n) for n in range(BATCH + 1)))
     datagrams = Datagrams(server)
     batch = datagrams.receive()
     assert [received.data for received in batch] == [b"%d" % number for number in range(BATCH)]
@@ -102,7 +118,7 @@ def test_sizes_of_requests(sockets: Sockets, size: int) -> None:
     server = sockets.bound("127.0.0.1")
     client = sockets.client(server, "127.0.0.1")
     data = bytes(number % 251 for number in range(size))
-    client.send(data)
+    sockets.send(server, (client, data))
     (received,) = Datagrams(server).receive()
     assert received.data == data[:MAX_REQUEST]
 
@@ -112,8 +128,7 @@ def test_largest_replies(sockets: Sockets) -> None:
     server = sockets.bound("127.0.0.1")
     client = sockets.client(server, "127.0.0.1")
     datagrams = Datagrams(server)
-    for _ in range(BATCH):
-        client.send(b"")
+    sockets.send(server, *[(client, b"")] * BATCH)
     replies = [(each.slot, bytes([each.slot]) * MAX_REPLY) for each in datagrams.receive()]
     assert datagrams.send(replies) == BATCH
     assert [client.recv(2000) for _ in replies] == [reply for _, reply in replies]
@@ -124,8 +139,7 @@ def test_answers_that_cannot_be_sent(sockets: Sockets, monkeypatch: pytest.Monke
     server = sockets.bound("127.0.0.1")
     client = sockets.client(server, "127.0.0.1")
     datagrams = Datagrams(server)
-    for text in (b"a", b"b", b"c"):
-        client.send(text)
+    sockets.send(server, *((client, text) for text in (b"a", b"b", b"c")))
     replies = [(received.slot, received.data) for received in datagrams.receive()]
     sizes, size = datagrams._lengths, datagrams._lengths[0]
     sizes[0] = sizes[2] = (3, size[1])  # no address has three bytes
@@ -152,7 +166,7 @@ def test_port_zero(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
     server = sockets.bound("127.0.0.1")
     client = sockets.client(server, "127.0.0.1")
     datagrams = Datagrams(server)
-    client.send(b"x")
+    sockets.send(server, (client, b"x"))
     received = datagrams_module._libc.recvmmsg
 
     def forged(*arguments: object) -> int:

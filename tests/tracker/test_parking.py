@@ -95,14 +95,14 @@ def _body(client: socket.socket) -> bytes:
 def test_woken(lot: Lot) -> None:
     """Who is woken gets its answer when there is one; the others wait on."""
     one, two = lot.park(b"1"), lot.park(b"2")
-    assert len(lot.parking) == 2
+    lot.until(2)
     lot.parking.wake([b"1"])
     assert lot.asked.acquire(timeout=WAIT)
-    assert len(lot.parking) == 2
+    lot.until(2)
     lot.answers = {b"1": b"{1}", b"2": b"{2}"}
     lot.parking.wake([b"1", b"absent"])
     assert _body(one) == b"{1}"
-    assert len(lot.parking) == 1
+    lot.until(1)
     lot.parking.wake([b"2"])
     assert _body(two) == b"{2}"
 
@@ -117,7 +117,7 @@ def test_the_wait_ends(lot: Lot) -> None:
     """After its time a connection is answered, in whatever order they came."""
     other = lot.park(b"2")
     assert _body(lot.park(b"1", wait=0.01)) == b"none"
-    assert len(lot.parking) == 1
+    lot.until(1)
     lot.answers = {b"2": b"{2}"}
     lot.parking.wake([b"2"])
     assert _body(other) == b"{2}"

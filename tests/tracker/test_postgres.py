@@ -255,7 +255,7 @@ def test_lost_sessions(url: str, make_item: MakeItem, acl: Acl) -> None:
     """A session that PostgreSQL ended is replaced, but not in the middle of a transaction."""
     index = Index(url)
     connection = index._connection
-    end = "SELECT pg_terminate_backend(?)"
+    end = "SELECT pg_terminate_backend(?, 120000)"  # and wait until it has gone
     with database.opened(url) as other:
 
         def lose() -> None:

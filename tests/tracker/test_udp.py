@@ -554,14 +554,14 @@ def test_dropped_datagrams(host: str, named: str) -> None:
             assert udp.dropped_datagrams(sockets) == {name: 0}
             for _ in range(50):
                 client.sendto(bytes(1000), listener.getsockname())
-            dropped = udp.dropped_datagrams(sockets)[name]
             sockets[0].setblocking(False)
             received = 0
-            with contextlib.suppress(BlockingIOError):
-                while sockets[0].recv(2000):
-                    received += 1
+            # On a busy machine the kernel may have some of them still on their way.
+            while received + udp.dropped_datagrams(sockets)[name] < 50:
+                with contextlib.suppress(BlockingIOError):
+                    received += bool(sockets[0].recv(2000))
             assert 0 < received < 50
-            assert dropped == 50 - received
+            assert udp.dropped_datagrams(sockets) == {name: 50 - received}
 
 
 @pytest.mark.parametrize("only", [0, 1])
