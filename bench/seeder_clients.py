@@ -3,14 +3,25 @@
 
 Usage (as root): python bench/seeder_clients.py [ITEMS] [SECONDS] [CONTENDER...]
 
-The items are small files in a store, with a database as guix-daemon's, and vouched for already.
-The other clients can't read a store: they get a payload and a torrent of each item. All announce
-to one HTTP tracker and in one DHT, in nodes whose network leads nowhere else (tests/e2e/rig).
-SECONDS is how long each is watched while nobody wants anything.
+The items are small files in a store, with a database as guix-daemon's, and vouched for already. The
+other clients can't read a store: they get a payload and a torrent of each item, with the payloads
+in place. Each contender has an HTTP tracker and a DHT of its own, in nodes whose network leads
+nowhere else (tests/e2e/rig), so that none is a peer of another's.
 
-Prints a table: the first start until all items are offered, the next start, memory, processor time
-while idle, and what is on the disk beside the store. Then, for this seeder, how long it takes from
-the first question for an item of 50 MiB that nobody has a payload of to its first byte at a peer.
+One after the other is started, ended, and started again. Then all of them run, and SECONDS is how
+long they are watched together while nobody wants anything: each by the processor time that its own
+processes have used. What else the machine does lengthens the times; the load average is printed.
+
+Columns, a time each being from the start of the process:
+
+- first start, next start: until it says that it offers all items; looked at twice a second.
+- announced: until the tracker knows all of them, after the next start.
+- resident: MiB of its processes after SECONDS.
+- idle: processor time in SECONDS, in percent of a core; in brackets the minute with the most.
+- disk: what it keeps beside the store, or in place of it.
+
+Then, for this seeder, how long it takes from the first question for an item of 50 MiB that nobody
+has a payload of to its torrent, and to its first and last byte at a peer.
 """
 
 from __future__ import annotations
@@ -24,7 +35,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.seeder_store import make_store
 from narswarm import base32, nar
 from narswarm.cli import format_size
+from narswarm.control import Control
 from narswarm.errors import NarswarmError
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
@@ -44,10 +57,14 @@ from tests.e2e.rig.rootfs import cache_directory, rootfs
 from tests.e2e.rig.site import CONFIG, DHT_PORT, SEEDER_PORT, TRACKER_PORT, toml
 
 ITEMS = 5_000
-SECONDS = 60.0
+SECONDS = 600.0
 SETTLE = 15.0
+MINUTE = 60.0
 ROUNDS = 3
-DEADLINE = 180.0
+DEADLINE = 900.0
+PAUSE = 0.5
+"""Seconds between two looks: those who answer with a list of all torrents do nothing else in
+between if they are asked all the time."""
 HERE = "/srv/bench"
 RPC_PORT = 9091
 WEB_PORT = 8090
@@ -84,21 +101,33 @@ with Swarm(settings) as swarm, HttpClient(environ={}) as client:
 
 
 class World(NamedTuple):
-    """The nodes and files that all contenders have in common.
+    """The files that all contenders have in common.
 
     Attributes:
         cluster: of the nodes.
         root: the files, on this machine.
         items: how many.
         cold: the item of 50 MiB.
-        tracker: the URL of the tracker.
-        dht: where the DHT is joined.
+        torrents: of payloads of the others, by their names.
     """
 
     cluster: Cluster
     root: Path
     items: int
     cold: Item
+    torrents: dict[str, Metainfo]
+
+
+class Site(NamedTuple):
+    """Where a contender announces.
+
+    Attributes:
+        node: has the tracker and the DHT.
+        tracker: the URL of the tracker.
+        dht: where the DHT is joined.
+    """
+
+    node: Node
     tracker: str
     dht: str
 
@@ -113,31 +142,47 @@ class Contender(NamedTuple):
         start: starts it.
         add: gives it the items, the first time.
         offered: how many items it offers now.
+        hashes: how many infohashes of a torrent it announces; none if it tells what it holds.
         kept: what it has on disk beside the store.
     """
 
     name: str
     files: tuple[str, ...]
-    configure: Callable[[World, Node], None]
+    configure: Callable[[Site, Node], None]
     start: Callable[[Node], Service]
     add: Callable[[Node], None]
     offered: Callable[[Node], int]
+    hashes: int
     kept: tuple[str, ...]
+
+
+class Running(NamedTuple):
+    """A contender that offers everything.
+
+    Attributes:
+        contender: which.
+        node: it runs there.
+        times: seconds of its first start, its next one, and until that was announced.
+    """
+
+    contender: Contender
+    node: Node
+    times: list[float]
 
 
 def seeder(name: str, **settings: object) -> Contender:
     """This project's."""
 
-    def configure(world: World, node: Node) -> None:
+    def configure(site: Site, node: Node) -> None:
         values = {
             "state": f"{HERE}/state",
             "store_db": f"{HERE}/db.sqlite",
             "store": f"{HERE}/store",
             "acl": f"{HERE}/acl",
             "substitute_urls": ["http://127.0.0.1:9"],
-            "trackers": [f"{world.tracker}/announce"],
+            "trackers": [f"{site.tracker}/announce"],
             "listen": [f"0.0.0.0:{SEEDER_PORT}"],
-            "dht_nodes": [world.dht],
+            "dht_nodes": [site.dht],
             "private_network": True,
             "lsd": False,
             "upnp": False,
@@ -159,6 +204,7 @@ def seeder(name: str, **settings: object) -> Contender:
         lambda node: node.spawn("client", "seeder", "run"),
         lambda _: None,
         count,
+        2 if "premake" in settings else 0,
         (f"{HERE}/state",),
     )
 
@@ -167,7 +213,7 @@ def transmission() -> Contender:
     """Transmission, with its defaults but for what needs the internet."""
     home = f"{HERE}/transmission"
 
-    def configure(world: World, node: Node) -> None:
+    def configure(site: Site, node: Node) -> None:
         node.run("ip", "route", "add", "default", "dev", "eth0")
         settings = {
             "download-dir": f"{HERE}/payloads",
@@ -177,7 +223,7 @@ def transmission() -> Contender:
             "rpc-port": RPC_PORT,
         }
         node.write(f"{home}/settings.json", json.dumps(settings))
-        node.write(f"{home}/dht.bootstrap", world.dht.replace(":", " ") + "\n")
+        node.write(f"{home}/dht.bootstrap", site.dht.replace(":", " ") + "\n")
 
     def start(node: Node) -> Service:
         service = node.spawn("client", "transmission-daemon", "-f", "-g", home)
@@ -202,11 +248,12 @@ def transmission() -> Contender:
 
     return Contender(
         "transmission-daemon",
-        ("payloads", "torrents"),
+        ("payloads",),
         configure,
         start,
         add,
         count,
+        1,
         (f"{HERE}/payloads", home),
     )
 
@@ -216,13 +263,13 @@ def qbittorrent() -> Contender:
     home = f"{HERE}/qbittorrent"
     url = f"http://127.0.0.1:{WEB_PORT}/api/v2/torrents"
 
-    def configure(world: World, node: Node) -> None:
+    def configure(site: Site, node: Node) -> None:
         node.write(
             f"{home}/qBittorrent/config/qBittorrent.conf",
             "[LegalNotice]\nAccepted=true\n[BitTorrent]\n"
             "Session\\LSDEnabled=false\nSession\\QueueingSystemEnabled=false\n"
             "Session\\MaxActiveCheckingTorrents=1000\n"  # else it looks at one in a second
-            f"Session\\DHTBootstrapNodes={world.dht}\n"
+            f"Session\\DHTBootstrapNodes={site.dht}\n"
             f"Session\\DefaultSavePath={HERE}/payloads\n"
             "[Network]\nPortForwardingEnabled=false\n"
             f"[Preferences]\nWebUI\\LocalHostAuth=false\nWebUI\\Port={WEB_PORT}\n",
@@ -242,15 +289,17 @@ def qbittorrent() -> Contender:
 
     def count(node: Node) -> int:
         shown = node.run("curl", "-s", f"{url}/info?filter=seeding", check=False).stdout
-        return len(json.loads(shown)) if shown.startswith("[") else 0
+        found = json.loads(shown) if shown.startswith("[") else []
+        return sum(each["state"] in {"uploading", "stalledUP"} for each in found)
 
     return Contender(
         "qbittorrent-nox",
-        ("payloads", "torrents"),
+        ("payloads",),
         configure,
         start,
         add,
         count,
+        2,
         (f"{HERE}/payloads", home),
     )
 
@@ -268,33 +317,52 @@ def main() -> None:
     words = sys.argv[1:]
     count = int(words.pop(0)) if words else ITEMS
     seconds = float(words.pop(0)) if words else SECONDS
-    print(f"{count:,} items; {os.cpu_count()} processors; idle for {seconds:g} s", flush=True)
-    print(f"{'':<24}{'first start':>12}{'next start':>12}{'resident':>12}{'idle':>9}{'disk':>11}")
+    say(f"{count:,} items; {os.cpu_count()} processors; idle for {seconds:g} s")
     fs = rootfs(cache_directory())
-    with Cluster(fs, fs.path.parent) as cluster:
+    with Cluster(fs, fs.path.parent) as cluster, ExitStack() as stack:
         # It is deleted with the nodes, also after a run that was killed.
         root = cluster.directory / "items"
         root.mkdir()
         chosen = [CONTENDERS[word] for word in words or CONTENDERS]
-        real = 0 if words == ["on-demand"] else count - 1
-        world = make_world(cluster, root, count, real)
-        for contender in chosen:
-            measure(world, contender)
-            if contender is CONTENDERS["on-demand"]:
-                measure_cold(world, contender)
+        alone = words == ["on-demand"]
+        world = make_world(cluster, root, count, 0 if alone else count - 1)
+        running = [stack.enter_context(offering(world, contender)) for contender in chosen]
+        watch(running, seconds)
+        stack.close()
+        if CONTENDERS["on-demand"] in chosen:
+            measure_cold(world, CONTENDERS["on-demand"])
+
+
+def say(text: str) -> None:
+    """Print a line, at once, and how busy the machine is."""
+    print(f"{text}; load average {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def make_world(cluster: Cluster, root: Path, count: int, small: int) -> World:
-    """The items, the tracker and the DHT."""
+    """The items, and a payload of each small item that exists."""
     cold = make_store(root, count, small)
-    dht, node = cluster.node("D"), cluster.node("T")
-    tracker = f"http://{node.address}:{TRACKER_PORT}"
-    make_torrents(root, f"{tracker}/announce")
-    service = dht.spawn("dht", "python3", "/opt/rig/dhtnodes.py", dht.address, str(DHT_PORT), "6")
-    service.wait_ready(lambda: "ready" in service.tail())
-    node.write("/etc/guix/acl", (root / "acl").read_bytes())
+    payloads = root / "payloads"
+    payloads.mkdir()
+    torrents = {}
+    for path in sorted((root / "store").iterdir())[1:]:
+        data = b"".join(nar.dump(path))
+        payload = compress_chunk(data)
+        hasher = PieceHasher(max_length(len(data)))
+        hasher.update(payload)
+        name = file_name(hashlib.sha256(data).digest())
+        (payloads / name).write_bytes(payload)
+        torrents[name] = Metainfo.of(name, hasher.finish())
+    return World(cluster, root, count, cold, torrents)
+
+
+def make_site(world: World, name: str) -> Site:
+    """A tracker and a DHT."""
+    node = world.cluster.node(name)
+    dht = node.spawn("dht", "python3", "/opt/rig/dhtnodes.py", node.address, str(DHT_PORT), "6")
+    dht.wait_ready(lambda: "ready" in dht.tail())
+    node.write("/etc/guix/acl", (world.root / "acl").read_bytes())
     start_tracker(node)
-    return World(cluster, root, count, cold, tracker, f"{dht.address}:{DHT_PORT}")
+    return Site(node, f"http://{node.address}:{TRACKER_PORT}", f"{node.address}:{DHT_PORT}")
 
 
 def start_tracker(node: Node) -> None:
@@ -306,86 +374,113 @@ def start_tracker(node: Node) -> None:
     service.wait_ready(lambda: node.listening(TRACKER_PORT))
 
 
-def make_torrents(root: Path, announce: str) -> None:
-    """A payload and a torrent of each small item that exists."""
-    payloads, torrents = root / "payloads", root / "torrents"
-    payloads.mkdir()
-    torrents.mkdir()
-    for path in sorted((root / "store").iterdir())[1:]:
-        data = b"".join(nar.dump(path))
-        payload = compress_chunk(data)
-        hasher = PieceHasher(max_length(len(data)))
-        hasher.update(payload)
-        name = file_name(hashlib.sha256(data).digest())
-        (payloads / name).write_bytes(payload)
-        torrent = Metainfo.of(name, hasher.finish()).encode([announce])
-        (torrents / f"{name}.torrent").write_bytes(torrent)
-
-
 @contextmanager
-def node_for(world: World, contender: Contender) -> Iterator[Node]:
+def node_for(world: World, contender: Contender, site: Site) -> Iterator[Node]:
     """A node with the files of a contender."""
-    node = world.cluster.node("C")
+    node = world.cluster.node(f"C-{site.node.name}")
     try:
         target = node.path(HERE)
         target.mkdir()
         for name in contender.files:
             subprocess.run(["cp", "-a", world.root / name, target], check=True)
-        contender.configure(world, node)
+        if "payloads" in contender.files:
+            for name, meta in world.torrents.items():
+                content = meta.encode([f"{site.tracker}/announce"])
+                node.write(f"{HERE}/torrents/{name}.torrent", content)
+        contender.configure(site, node)
         yield node
     finally:
         world.cluster.remove(node)
 
 
-def measure(world: World, contender: Contender) -> None:
-    """Print one row."""
-    with node_for(world, contender) as node:
-        first = starting(world, contender, node, contender.add)
-        node.services.pop("client").stop(timeout=60)
-        following = starting(world, contender, node, lambda _: None)
-        time.sleep(SETTLE)
-        client = node.services["client"]
-        before = cpu(client)
-        time.sleep(seconds())
-        used = 100 * (cpu(client) - before) / seconds()
-        resident = sum(memory(pid) for pid in family(client.pid))
-        disk = sum(int(node.run("du", "-sB1", path).stdout.split()[0]) for path in contender.kept)
-        print(
-            f"{contender.name:<24}{first:>10.1f} s{following:>10.1f} s{format_size(resident):>12}"
-            f"{used:>7.2f} %{format_size(disk):>11}",
-            flush=True,
-        )
-
-
-def seconds() -> float:
-    """How long each is watched."""
-    return float(sys.argv[2]) if len(sys.argv) > 2 else SECONDS
+@contextmanager
+def offering(world: World, contender: Contender) -> Iterator[Running]:
+    """A contender that offers everything, at its second start, until the block ends."""
+    site = make_site(world, contender.name.translate({ord(each): None for each in " ,-"}))
+    try:
+        with node_for(world, contender, site) as node:
+            first = starting(world, contender, node, contender.add)
+            node.services.pop("client").stop(timeout=60)
+            start_tracker(site.node)
+            begin = time.monotonic()
+            following = starting(world, contender, node, lambda _: None)
+            await_all(world, contender, lambda: announced(contender, site))
+            times = [first, following, time.monotonic() - begin]
+            say(f"{contender.name}: {', '.join(f'{each:.1f} s' for each in times)}")
+            yield Running(contender, node, times)
+    finally:
+        world.cluster.remove(site.node)
 
 
 def starting(world: World, contender: Contender, node: Node, then: Callable[[Node], None]) -> float:
     """Start a contender; seconds until it offers everything."""
-    # What the seeder makes in advance is without the large item.
-    wanted = world.items if contender.name == CONTENDERS["on-demand"].name else world.items - 1
     begin = time.monotonic()
     contender.start(node)
     then(node)
-    wait_for(contender.name, lambda: contender.offered(node) >= wanted, DEADLINE)
+    await_all(world, contender, lambda: contender.offered(node))
     return time.monotonic() - begin
+
+
+def await_all(world: World, contender: Contender, count: Callable[[], int]) -> None:
+    """Wait until as many are counted as a contender has."""
+    # What is made in advance is without the large item.
+    wanted = world.items - (contender.hashes > 0)
+    end = time.monotonic() + DEADLINE
+    while (found := count()) < wanted:
+        if time.monotonic() > end:
+            sys.exit(f"{contender.name}: {found} of {wanted} after {DEADLINE:g} s")
+        time.sleep(PAUSE)
+
+
+def announced(contender: Contender, site: Site) -> int:
+    """How many items a tracker knows."""
+    with Control(site.node.path("/srv/tracker"), "tracker") as tracker:
+        stats = tracker.ask("stats")
+    return int(stats["swarms"] // contender.hashes if contender.hashes else stats["held"])
+
+
+def watch(running: list[Running], seconds: float) -> None:
+    """Watch them idle, all at the same time, and print the table."""
+    time.sleep(SETTLE)
+    say("idle from now on")
+    clients = [each.node.services["client"] for each in running]
+    begin = time.monotonic()
+    seen = [(begin, [cpu(client) for client in clients])]
+    while (left := begin + seconds - seen[-1][0]) > 0:
+        time.sleep(min(MINUTE, left))
+        seen.append((time.monotonic(), [cpu(client) for client in clients]))
+    say("until now")
+    titles = ("first start", "next start", "announced", "resident", "idle (most)", "disk")
+    print(f"{'':<22}" + "".join(f"{title:>{16 if '(' in title else 12}}" for title in titles))
+    for number, (contender, node, times) in enumerate(running):
+        shares = [
+            100 * (used[number] - before[number]) / (now - then)
+            for (then, before), (now, used) in pairwise(seen)
+        ]
+        idle = 100 * (seen[-1][1][number] - seen[0][1][number]) / (seen[-1][0] - begin)
+        resident = sum(memory(pid) for pid in family(clients[number].pid))
+        disk = sum(int(node.run("du", "-sB1", path).stdout.split()[0]) for path in contender.kept)
+        print(
+            f"{contender.name:<22}{''.join(f'{each:>10.1f} s' for each in times)}"
+            f"{format_size(resident):>12}{f'{idle:.2f} % ({max(shares):.2f})':>16}"
+            f"{format_size(disk):>12}",
+            flush=True,
+        )
 
 
 def measure_cold(world: World, contender: Contender) -> None:
     """Print how long it takes until somebody has something of an item without a payload."""
     times: list[list[float]] = []
+    site = make_site(world, "T")
     for _ in range(ROUNDS):
-        start_tracker(world.cluster.nodes["T"])
-        with node_for(world, contender) as node:
+        start_tracker(site.node)
+        with node_for(world, contender, site) as node:
             starting(world, contender, node, lambda _: None)
             peer = world.cluster.node("P")
             try:
                 name = base32.encode(world.cold.nar_hash)
-                url = f"{world.tracker}/v1/nar/{name}"
-                wait_held(peer, url)
-                probe = ("python3", "-c", PROBE, world.tracker, name, str(world.cold.nar_size))
+                wait_held(peer, f"{site.tracker}/v1/nar/{name}")
+                probe = ("python3", "-c", PROBE, site.tracker, name, str(world.cold.nar_size))
                 line = peer.run(*probe, timeout=120).stdout.splitlines()[-1]
                 times.append([float(word) for word in line.split()[1:]])
             finally:
