@@ -4,8 +4,9 @@
     python3 bench/guix_build.py [ROUNDS]        as root
 
 Nodes fetch the same items from a third, in turns: one with the substituter and its race, started
-by Guix's extension as usual; one that has the substituter as the daemon's `GUIX`; one to which
-servers give narinfos only (`policy = "swarm-only"`); one with Guix's own `guix substitute`. The
+by the launcher, as `substituter install` does it for a distribution's guix-daemon; one that starts
+it by Guix's extension, as for a daemon from `guix pull`; one to which servers give narinfos only
+(`policy = "swarm-only"`), with the launcher; one with Guix's own `guix substitute`. The
 server is a `guix publish --cache` that has compressed everything beforehand (zstd). All nodes are
 namespaces of this machine, so the network is as fast as memory, and what is measured is what the
 programs add. Each round starts cold: no narinfo, torrent or item is known to the nodes.
@@ -109,9 +110,11 @@ def main(rounds: int) -> None:
         url = publish(site)
         site.wait_published(*ITEMS.values())
         fetchers = {
-            "race": Fetcher(site, "Race", servers=[url]),
-            "race, as GUIX": Fetcher(site, "Direct", servers=[url], program="GUIX"),
-            "swarm only": Fetcher(site, "Swarm", servers=[url], policy="swarm-only"),
+            "race": Fetcher(site, "Race", servers=[url], program="launcher"),
+            "race, extension": Fetcher(site, "Extended", servers=[url]),
+            "swarm only": Fetcher(
+                site, "Swarm", servers=[url], program="launcher", policy="swarm-only"
+            ),
             "guix, HTTP": Fetcher(site, "Guix", program="guix", servers=[url]),
         }
         watches = {

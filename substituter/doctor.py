@@ -27,7 +27,7 @@ from narswarm.control import near
 from narswarm.errors import CodecError, NarswarmError
 from narswarm.httpclient import HttpClient, Response
 from narswarm.payload import check_codec
-from substituter import access, daemonprocess
+from substituter import access, daemonprocess, launcher
 from substituter.access import EXECUTE, READ, WRITE, User
 from substituter.context import tracker_base
 from substituter.daemonprocess import Daemon
@@ -152,15 +152,16 @@ def _daemon(daemon: Daemon) -> Iterator[Finding]:
         )
         return
     user = User(daemon.uid, daemon.groups)
+    program = Path(daemon.environ.get("NARSWARM_SUBSTITUTER") or DEFAULT_PROGRAM)
     extension = _extension(daemon.environ)
-    direct = daemon.environ.get("GUIX", "")
+    direct = Path(daemon.environ.get("GUIX", ""))
+    if launcher.is_one(str(direct)):
+        yield _direct(check, direct, user)
+        program = direct if direct.name == "substituter" else program
     if extension is not None:
-        named = daemon.environ.get("NARSWARM_SUBSTITUTER")
         yield _extension_file(extension, user)
-        yield _program(Path(named) if named else DEFAULT_PROGRAM, user, daemon.environ)
-    elif Path(direct).name == "substituter":
-        yield Finding(check, Verdict.OK, f"runs {direct} by GUIX, as user {daemon.uid}")
-        yield _program(Path(direct), user, daemon.environ)
+    if _is_told(daemon):
+        yield _program(program, user, daemon.environ)
     else:
         yield Finding(
             check,
@@ -175,7 +176,7 @@ def _is_told(daemon: Daemon) -> bool:
     """Whether the daemon's environment leads to the substituter, as far as it can be seen."""
     environ = daemon.environ
     return environ is not None and (
-        _extension(environ) is not None or Path(environ.get("GUIX", "")).name == "substituter"
+        _extension(environ) is not None or launcher.is_one(environ.get("GUIX", ""))
     )
 
 
@@ -203,26 +204,27 @@ def _extension(environ: Mapping[str, str]) -> Path | None:
     return None
 
 
+def _direct(check: str, guix: Path, user: User) -> Finding:
+    """What GUIX names: a daemon that can't run it can do nothing at all."""
+    if barred := access.obstacle(guix, user, READ | EXECUTE):
+        hint = "let everybody read and run it, or run `substituter install` again"
+        reason = f"can't run {guix}, which GUIX names: {barred.path}: {barred.reason}"
+        return Finding(check, Verdict.FAILED, reason, hint)
+    return Finding(check, Verdict.OK, f"runs {guix} by GUIX, as user {user.uid}")
+
+
 def _extension_file(file: Path, user: User) -> Finding:
     barred = access.obstacle(file, user, READ)
     if barred is not None:
-        return Finding(
-            "extension",
-            Verdict.FAILED,
-            f"{barred.path}: {barred.reason}",
-            "let guix-daemon's user read it",
-        )
+        hint = "let guix-daemon's user read it"
+        return Finding("extension", Verdict.FAILED, f"{barred.path}: {barred.reason}", hint)
     try:
         same = file.read_bytes() == EXTENSION.read_bytes()
     except OSError as error:
         return Finding("extension", Verdict.WARNING, f"{file}: {error.strerror or error}")
     if not same:
-        return Finding(
-            "extension",
-            Verdict.WARNING,
-            f"{file} is not this version's",
-            f"copy {EXTENSION} over it, unless it was changed on purpose",
-        )
+        hint = f"copy {EXTENSION} over it, unless it was changed on purpose"
+        return Finding("extension", Verdict.WARNING, f"{file} is not this version's", hint)
     return Finding("extension", Verdict.OK, str(file))
 
 
@@ -248,12 +250,8 @@ def _program(program: Path, user: User, environ: Mapping[str, str]) -> Finding:
             )
         shown += ", starts"
     if any(hidden in program.resolve().parents for hidden in _HIDDEN):
-        return Finding(
-            "program",
-            Verdict.WARNING,
-            f"{shown}; it is in somebody's home, which services may not see",
-            "install it in /opt or /usr/local",
-        )
+        shown += "; it is in somebody's home, which services may not see"
+        return Finding("program", Verdict.WARNING, shown, "install it in /opt or /usr/local")
     return Finding("program", Verdict.OK, shown)
 
 

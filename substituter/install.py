@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Puts the substituter in guix-daemon's way, and takes it away again without a trace.
 
-Two files do it: Guix's extension, and a drop-in of systemd with the daemon's environment. What was
-in their place is kept in a record, so that the way back gives exactly that, byte for byte; and
-what somebody has changed since is left to them.
+Guix's extension does it, and a drop-in of systemd with the daemon's environment; where the daemon
+takes `GUIX`, a launcher does it faster. What was in their place is kept in a record, so that the
+way back gives exactly that, byte for byte; and what somebody has changed since is left to them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from narswarm.errors import InvalidInputError, NarswarmError, NotFoundError, SettingsError
 from narswarm.files import write_atomically
+from substituter import launcher
 from substituter.doctor import EXTENSION
 
 DIRECTORY: Final = Path("usr/local/lib/narswarm/guix/extensions")
@@ -31,7 +32,6 @@ UNIT: Final = "guix-daemon.service"
 _UNITS: Final = tuple(
     Path(each) for each in ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 )
-_PLAIN: Final = re.compile(r"/[A-Za-z0-9/._+@~-]+")
 _SETS_PATH: Final = re.compile(r"""^Environment=.*?GUIX_EXTENSIONS_PATH=([^"'\s]*)""", re.MULTILINE)
 _MAX_FILE: Final = 1 << 20
 
@@ -52,11 +52,13 @@ class Change(NamedTuple):
         path: below the root.
         content: what it gets.
         before: what is there now, None for nothing.
+        mode: its permissions.
     """
 
     path: Path
     content: bytes
     before: Before | None
+    mode: int = 0o644
 
 
 class Installed(NamedTuple):
@@ -92,18 +94,21 @@ def kind(root: Path) -> str:
     return "shepherd" if os.path.lexists(root / "run/shepherd") else "other"
 
 
-def plan(root: Path, program: Path) -> tuple[list[Change], list[str]]:
+def plan(
+    root: Path, program: Path, *, extension_only: bool = False
+) -> tuple[list[Change], list[str]]:
     """What would be written, and what somebody should know about it.
 
     Args:
         root: of the system.
         program: the substituter, as guix-daemon will find it.
+        extension_only: whether to leave `GUIX` alone where it could be used.
 
     Raises:
         SettingsError: the program's name can't stand in a unit.
         NarswarmError: a file's place isn't one that may be written.
     """
-    if not _PLAIN.fullmatch(str(program)) or not program.is_absolute():
+    if not launcher.PLAIN.fullmatch(str(program)) or not program.is_absolute():
         raise SettingsError("--program", f"expected a plain absolute path, got {program}")
     theirs, notes = _other_extensions(root)
     directories = [f"/{DIRECTORY}", *theirs]
@@ -113,16 +118,20 @@ def plan(root: Path, program: Path) -> tuple[list[Change], list[str]]:
         f"Environment=GUIX_EXTENSIONS_PATH={':'.join(dict.fromkeys(directories))}\n"
         f"Environment=NARSWARM_SUBSTITUTER={program}\n"
     )
-    wanted = {
-        DIRECTORY / EXTENSION.name: EXTENSION.read_bytes(),
-        DROP_IN: drop_in.encode(),
-    }
+    wanted = [(DIRECTORY / EXTENSION.name, EXTENSION.read_bytes(), 0o644)]
+    texts = [_text(file) for file in _unit_files(root)]
+    guix = None if extension_only else launcher.real_guix(root, texts)
+    if guix is not None:
+        wanted.append((launcher.LAUNCHER, launcher.text(program, guix), launcher.MODE))
+        drop_in += f"Environment=GUIX=/{launcher.LAUNCHER}\n"
+    wanted.append((DROP_IN, drop_in.encode(), 0o644))
     changes = []
-    for path, content in wanted.items():
+    for path, content, mode in wanted:
         _require_inside(root, path)
         before = _look(root / path)
-        if before is None or before.content != content:
-            changes.append(Change(path, content, before))
+        runs = before is not None and before.mode & mode & 0o111 == mode & 0o111
+        if before is None or before.content != content or not runs:
+            changes.append(Change(path, content, before, mode))
     return changes, notes
 
 
@@ -164,7 +173,7 @@ def apply(root: Path, changes: Sequence[Change]) -> None:
     _save(root, Record(tuple(files.values()), tuple(directories)))
     for change in changes:
         _make(root, change.path.parent)
-        write_atomically(root / change.path, change.content, durable=True)
+        write_atomically(root / change.path, change.content, mode=change.mode, durable=True)
 
 
 def undo(root: Path, record: Record, *, force: bool = False) -> list[str]:
@@ -265,23 +274,29 @@ def _other_extensions(root: Path) -> tuple[list[str], list[str]]:
     """Directories that units name as GUIX_EXTENSIONS_PATH, and files that will hide ours."""
     found: list[str] = []
     notes = []
-    for directory in _UNITS:
-        files = [root / directory / UNIT]
-        with contextlib.suppress(OSError):
-            files += sorted((root / directory / f"{UNIT}.d").glob("*.conf"))
-        for file in files:
-            if file == root / DROP_IN:
-                continue
-            match = _SETS_PATH.search(_text(file))
-            if match is None:
-                continue
-            found += [each for each in match[1].split(":") if each and _PLAIN.fullmatch(each)]
-            if file.name != UNIT and file.name > DROP_IN.name:
-                notes.append(
-                    f"/{file.relative_to(root)}: sets GUIX_EXTENSIONS_PATH, too, and counts more; "
-                    "remove that line"
-                )
+    for file in reversed(_unit_files(root)):
+        match = _SETS_PATH.search(_text(file))
+        if match is None:
+            continue
+        found += [each for each in match[1].split(":") if each and launcher.PLAIN.fullmatch(each)]
+        if file.name != UNIT and file.name > DROP_IN.name:
+            notes.append(
+                f"/{file.relative_to(root)}: sets GUIX_EXTENSIONS_PATH, too, and counts more; "
+                "remove that line"
+            )
     return found, notes
+
+
+def _unit_files(root: Path) -> list[Path]:
+    """The unit of guix-daemon that counts, and what others have dropped in, by their names."""
+    units = [root / directory / UNIT for directory in _UNITS]
+    dropped: dict[str, Path] = {}
+    for directory in reversed(_UNITS):
+        with contextlib.suppress(OSError):
+            dropped |= {each.name: each for each in (root / directory / f"{UNIT}.d").glob("*.conf")}
+    dropped.pop(DROP_IN.name, None)
+    there = [unit for unit in units if os.path.lexists(unit)]
+    return [*there[:1], *(dropped[name] for name in sorted(dropped))]
 
 
 def _look(file: Path) -> Before | None:

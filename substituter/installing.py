@@ -55,20 +55,24 @@ _ADVICE = {
 @_dry_option
 @_yes_option
 @_restart_option
+@click.option(
+    "--extension-only", is_flag=True, help="Use Guix's extension also where GUIX would be faster."
+)
 def install_command(
-    program: Path | None, root: Path, dry_run: bool, yes: bool, restart: bool
+    program: Path | None, root: Path, dry_run: bool, yes: bool, restart: bool, extension_only: bool
 ) -> None:
     """Have guix-daemon use the substituter, under systemd.
 
-    Shows what is written before it is: Guix's extension in /usr/local/lib/narswarm, and the
-    daemon's environment in a drop-in. Elsewhere it shows what to write, and writes nothing.
+    Shows what is written before it is: Guix's extension and, for a daemon of a distribution's
+    package, a launcher, both in /usr/local/lib/narswarm; and the daemon's environment in a
+    drop-in. Elsewhere it shows what to write, and writes nothing.
     """
     named = _program(program, root)
     system = install.kind(root)
     if system != "systemd":
         click.echo(install.snippet(system, named), nl=False)
         raise NarswarmError(*_ADVICE[system])
-    changes, notes = install.plan(root, named)
+    changes, notes = install.plan(root, named, extension_only=extension_only)
     for line in install.diff(changes):
         click.echo(cli.printable(line))
     for note in notes:

@@ -58,10 +58,11 @@ def test_outputs_of_a_derivation(site: Site, fetcher: Callable[..., Fetcher]) ->
     assert b.http_bytes() == 0
 
 
-def test_in_place_of_guix(site: Site, fetcher: Callable[..., Fetcher]) -> None:
+@pytest.mark.parametrize("program", ["GUIX", "launcher"])
+def test_in_place_of_guix(site: Site, fetcher: Callable[..., Fetcher], program: str) -> None:
     """As the daemon's GUIX the substituter does the same, and leaves all other work to guix."""
     site.wait_published("tree", "e2e-app", "e2e-middle", "e2e-leaf", "busybox")
-    b = fetcher(Mode.USERS, program="GUIX")
+    b = fetcher(Mode.USERS, program=program)
     b.build("tree", "e2e-app")
     b.assert_equal("tree", "e2e-app", "e2e-middle", "e2e-leaf", "busybox")
     assert b.http_bytes() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 
 from narswarm import base32
 from narswarm.httpclient import HttpClient
-from substituter import doctor
+from substituter import doctor, launcher
 from substituter.doctor import EXTENSION, Finding, Verdict
 from substituter.settings import SubstituterSettings
 from tests.substituter import daemon
@@ -197,6 +198,23 @@ def test_a_changed_extension_and_the_GUIX_variable(machine: Machine) -> None:  #
     found = machine.examine()
     assert found["guix-daemon"].message.startswith(f"runs {machine.program} by GUIX")
     assert found["program"].verdict is Verdict.OK
+
+
+def test_the_launcher(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at beside the extension and the program, which are used with it."""
+    path = daemon.script(tmp_path / "guix", "exit 0")
+    monkeypatch.setattr(launcher, "LAUNCHER", path.relative_to("/"))
+    assert machine.environ is not None
+    machine.environ["GUIX"] = str(path)
+    found = machine.examine()
+    assert found["guix-daemon"].message == f"runs {path} by GUIX, as user {os.geteuid()}"
+    assert {found[name].verdict for name in ("extension", "program")} == {Verdict.OK}
+    path.chmod(0o644)
+    shutil.rmtree(machine.proc)
+    found = machine.examine()
+    assert found["guix-daemon"].verdict is Verdict.FAILED
+    reason = f"user {os.geteuid()} may not read it"
+    assert found["guix-daemon"].message == (f"can't run {path}, which GUIX names: {path}: {reason}")
 
 
 def test_servers_and_trackers_that_are_none(machine: Machine) -> None:

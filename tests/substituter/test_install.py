@@ -9,12 +9,18 @@ import pytest
 
 from narswarm import files
 from narswarm.errors import InvalidInputError, NarswarmError, SettingsError
-from substituter import install
+from substituter import install, launcher
 from substituter.doctor import EXTENSION
 from substituter.install import DIRECTORY, DROP_IN, RECORD
+from substituter.launcher import LAUNCHER
 
 PROGRAM = Path("/opt/narswarm/bin/substituter")
 FILES = [DIRECTORY / "substitute.scm", DROP_IN]
+PLAIN = [
+    "[Service]",
+    f"Environment=GUIX_EXTENSIONS_PATH=/{DIRECTORY}",
+    f"Environment=NARSWARM_SUBSTITUTER={PROGRAM}",
+]
 
 
 def contents(root: Path) -> dict[str, object]:
@@ -37,6 +43,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
+def make_daemon(root: Path) -> None:
+    """What a package has: the daemon itself, and guix beside it."""
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/bin/guix-daemon").write_bytes(b"\x7fELF\2\1\1")
+    (root / "usr/bin/guix").write_text("#!/bin/sh\n")
+    (root / "usr/bin/guix").chmod(0o755)
+
+
 def put(root: Path, program: Path = PROGRAM) -> None:
     """Install."""
     changes, _ = install.plan(root, program)
@@ -52,13 +66,69 @@ def test_it_leaves_no_trace(root: Path) -> None:
     assert contents(root) == before  # a plan writes nothing
     install.apply(root, changes)
     assert (root / FILES[0]).read_bytes() == EXTENSION.read_bytes()
-    assert (root / DROP_IN).read_text().splitlines()[1:] == [
-        "[Service]",
-        f"Environment=GUIX_EXTENSIONS_PATH=/{DIRECTORY}",
-        f"Environment=NARSWARM_SUBSTITUTER={PROGRAM}",
-    ]
+    assert (root / DROP_IN).read_text().splitlines()[1:] == PLAIN
     assert install.undo(root, install.load(root)) == []
     assert contents(root) == before
+
+
+def test_a_daemon_of_a_package_gets_the_launcher(root: Path) -> None:
+    """It runs the substituter at once; the extension is there as well, and both go again."""
+    make_daemon(root)
+    before = contents(root)
+    put(root)
+    assert (root / DROP_IN).read_text().splitlines()[1:] == [
+        *PLAIN,
+        f"Environment=GUIX=/{LAUNCHER}",
+    ]
+    assert (root / LAUNCHER).read_bytes() == launcher.text(PROGRAM, Path("/usr/bin/guix"))
+    assert (root / LAUNCHER).stat().st_mode & 0o777 == 0o755
+    assert install.plan(root, PROGRAM) == ([], [])
+    (root / LAUNCHER).chmod(0o644)
+    assert [change.path for change in install.plan(root, PROGRAM)[0]] == [LAUNCHER]
+    put(root)
+    assert (root / LAUNCHER).stat().st_mode & 0o777 == 0o755
+    assert install.undo(root, install.load(root)) == []
+    assert contents(root) == before
+    changes, _ = install.plan(root, PROGRAM, extension_only=True)
+    assert [change.path for change in changes] == FILES
+
+
+@pytest.mark.parametrize(
+    ("directory", "text", "taken"),
+    [
+        ("usr/lib/systemd/system", "ExecStart=\nExecStart=/usr/bin/guix-daemon --x\n", True),
+        ("usr/lib/systemd/system", "ExecStart=\nExecStart=/usr/bin/wrapper\n", False),
+        ("etc/systemd/system", "Environment=A=1 GUIX=/usr/bin/guix\n", False),
+    ],
+)
+def test_what_is_dropped_into_the_unit_counts(
+    root: Path, directory: str, text: str, taken: bool
+) -> None:
+    """Another program, or another GUIX, is left alone."""
+    make_daemon(root)
+    file = root / directory / "guix-daemon.service.d/50-mine.conf"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"[Service]\n{text}")
+    changes, _ = install.plan(root, PROGRAM)
+    assert (LAUNCHER in [change.path for change in changes]) is taken
+
+
+def test_the_unit_of_the_administrator_goes_before_that_of_the_package(root: Path) -> None:
+    """Systemd reads one of them only, and a drop-in of one name only once."""
+    make_daemon(root)
+    unit = root / "etc/systemd/system/guix-daemon.service"
+    for file, name in ((unit, "wrapper"), (unit.with_suffix(".service.d") / "a.conf", "other")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"[Service]\nExecStart=/usr/bin/{name}\n")
+        changes, _ = install.plan(root, PROGRAM)
+        assert [change.path for change in changes] == FILES
+    file.write_text("")
+    unit.write_text("[Service]\nExecStart=-/usr/bin/guix-daemon\n")
+    theirs = root / "usr/lib/systemd/system/guix-daemon.service.d/a.conf"
+    theirs.parent.mkdir()
+    theirs.write_text("[Service]\nExecStart=/usr/bin/other\n")
+    changes, _ = install.plan(root, PROGRAM)
+    assert [change.path for change in changes] == [FILES[0], LAUNCHER, DROP_IN]
 
 
 def test_what_was_there_comes_back(root: Path) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from substituter import launcher
 from tests.e2e.rig import guix
 from tests.e2e.rig.guix import Mode
 from tests.e2e.rig.nodes import Cluster, wait_for
@@ -243,9 +245,12 @@ class Fetcher:
         node.write(CONFIG, toml("substituter", values))
         if authorize:
             guix.authorize(node, guix.signing_key(site.node))
+        start = launcher.text(Path("/usr/local/bin/substituter"), Path("/usr/bin/guix"))
+        node.write(f"/{launcher.LAUNCHER}", start, launcher.MODE)
         env = {
             "extension": {"GUIX_EXTENSIONS_PATH": EXTENSIONS},
             "GUIX": {"GUIX": "/usr/local/bin/substituter"},
+            "launcher": {"GUIX": f"/{launcher.LAUNCHER}", "GUIX_EXTENSIONS_PATH": EXTENSIONS},
             "guix": {},
         }[program]
         self.daemon = guix.daemon_start(node, mode, servers, env, daemon_args)
