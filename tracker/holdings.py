@@ -222,6 +222,9 @@ class Holdings:
         old = before.items if before is not None and update.base else array("Q")
         # Not while others wait: of a long list this takes a while.
         items = merge(old, update.added, update.removed)
+        known = before is not None and items == before.items
+        if before is not None and not update.base and not known:
+            self._check_pause(before, update, now)
         if len(items) > self._max_holder_items:
             raise TooManyItemsError("holdings", f"are more than {self._max_holder_items} items")
         with self._lock:
@@ -235,7 +238,7 @@ class Holdings:
                 raise HoldingsFullError("holdings", "are full: too many items are in them")
             expires = now + LEASE
             complete = now
-            if update.base or not update.added:
+            if update.base or not update.added or known:
                 complete = before.complete if before is not None else 0.0
             self._holders[key] = Snapshot(items, update.generation, expires, complete)
             self._total = total
@@ -250,9 +253,16 @@ class Holdings:
             if update.base != generation:
                 raise StaleHoldingsError(generation)
             return
+        # Two trackers that share their lists are both told the same one.
+        if before is not None and update.generation != before.generation:
+            Holdings._check_pause(before, update, now)
+
+    @staticmethod
+    def _check_pause(before: Snapshot, update: Update, now: float) -> None:
+        """See whether a complete list isn't too early."""
         # An empty one, by which a seeder says goodbye, costs nothing. If it counted, a seeder that
         # is restarted would have to wait before it may say what it holds.
-        wait = before.complete + FULL_PAUSE - now if before and update.added else 0
+        wait = before.complete + FULL_PAUSE - now if update.added else 0
         if wait > 0:
             raise TooSoonError(min(int(wait) + 1, FULL_PAUSE))
 

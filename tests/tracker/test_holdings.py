@@ -217,6 +217,16 @@ def test_leases(store: Holdings) -> None:
         store.apply(KEY, _update(1, 1), NOW + 900 + LEASE)
 
 
+def test_a_complete_list_that_is_here_already(store: Holdings) -> None:
+    """What another tracker with the same lists was told may be told again at once."""
+    store.apply(KEY, _update(0, 1, A), NOW)
+    assert store.apply(KEY, _update(0, 1, A), NOW + 1) == Held(1, 1)
+    with pytest.raises(TooSoonError):
+        store.apply(KEY, _update(0, 1, B), NOW + 2)
+    with pytest.raises(TooSoonError):
+        store.apply(KEY, _update(0, 2, A), NOW + 2)
+
+
 def test_complete_lists_come_seldom(store: Holdings) -> None:
     """A second complete list waits a minute, unless the first was lost; changes don't wait."""
     store.apply(KEY, _update(0, 1, A), NOW)
