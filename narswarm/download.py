@@ -46,7 +46,8 @@ class Progress:
         total: bytes of the payload.
         peers: connected now.
         rate: payload bytes a second, as libtorrent smooths it.
-        idle: seconds since the last byte of payload came from a peer, or since the start.
+        idle: seconds since the last byte of payload came from a peer, or since the start, or since
+            what was here before was checked.
         received: bytes of payload that came from peers in this run.
     """
 
@@ -215,8 +216,10 @@ class Download:
             raise NetworkError(self.name, "is no longer in a swarm") from error
         now = self._clock()
         received = status.total_payload_download
+        # What was here before is hashed first; nothing can come meanwhile.
+        checking = str(status.state).startswith("checking")
         with self._changed:
-            if received > self._received:
+            if received > self._received or checking:
                 self._received = received
                 self._last_byte = now
             idle = now - self._last_byte

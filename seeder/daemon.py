@@ -294,6 +294,7 @@ class Seeder:
     def _expire(self) -> None:
         self._save_dht()
         self._parts.torrents.prune_if_due(time.time())
+        self._parts.partial.expire()
         if not self._settings.leech_only:
             self._parts.scanner.look(thoroughly=True)
             self._parts.offering.reconcile()

@@ -2,19 +2,34 @@
 """The disk that payloads may take while they are fetched, and until somebody has read them.
 
 Each torrent has a directory of its own, so that two torrents for one NAR, whose files have the same
-name, don't meet. What nobody uses stays as long as its room isn't needed: whoever interrupted a
-build and starts it again finds what was there.
+name, don't meet. What nobody uses stays for a week as long as its room isn't needed: whoever
+interrupted a build and starts it again finds what was there, and so does a seeder that was started
+again, or killed. Nothing is written down of how far a payload is, so nothing of that can be wrong:
+whoever goes on with a file has its pieces hashed first.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from narswarm.errors import NarswarmError
+
+KEEP: Final = 7 * 86_400.0
+"""Seconds that a payload stays which nobody uses."""
+
+_NAME: Final = re.compile(r"[0-9a-f]{1,64}")
+_BLOCK: Final = 512
+"""Bytes in which the system counts what a file takes."""
 
 
 class NoRoomError(NarswarmError):
@@ -25,30 +40,51 @@ class NoRoomError(NarswarmError):
 class _Place:
     length: int
     users: int
+    used: float
 
 
 class FetchStore:
     """Directories for payloads, within a quota.
 
     Args:
-        directory: whatever is in it is removed: a process that ended doesn't say how far it was.
+        directory: with what an earlier process left; what that can't have left is removed.
         quota: bytes for all of them.
+        clock: seconds since the epoch.
 
     Raises:
         NarswarmError: the directory can't be made.
     """
 
-    def __init__(self, directory: Path, quota: int) -> None:
+    def __init__(self, directory: Path, quota: int, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._directory = directory
         self._quota = quota
         self._mutex = threading.Lock()
         self._places: OrderedDict[str, _Place] = OrderedDict()
         try:
-            if directory.exists():
-                shutil.rmtree(directory)
-            directory.mkdir(parents=True)
+            directory.mkdir(parents=True, exist_ok=True)
+            self._find()
         except OSError as error:
             raise NarswarmError(error.filename or directory, error.strerror or str(error)) from None
+        self.expire()
+        self._make_room(0)
+
+    def _find(self) -> None:
+        """Take over what an earlier process left."""
+        found = []
+        for entry in os.scandir(self._directory):
+            if entry.is_dir(follow_symlinks=False) and _NAME.fullmatch(entry.name):
+                length = sum(
+                    each.stat(follow_symlinks=False).st_blocks * _BLOCK
+                    for each in os.scandir(entry.path)
+                )
+                if length:
+                    used = entry.stat(follow_symlinks=False).st_mtime
+                    found.append((used, entry.name, length))
+                    continue
+            _delete(Path(entry.path))
+        for used, name, length in sorted(found):
+            self._places[name] = _Place(length, 0, used)
 
     @property
     def used(self) -> int:
@@ -75,14 +111,25 @@ class FetchStore:
         """
         with self._mutex:
             place = self._places.get(infohash)
-            if place is None:
-                self._make_room(length)
-                place = self._places[infohash] = _Place(length, 0)
+            if place is None or place.length < length:
+                # What is here of it already takes a part of its own room.
+                here = self._places.pop(infohash, None)
+                try:
+                    self._make_room(length)
+                except NoRoomError:
+                    if here is not None:
+                        self._places[infohash] = here
+                    raise
+                users = 0 if here is None else here.users
+                place = self._places[infohash] = _Place(length, users, 0.0)
+            if not place.users:
+                place.length = length  # of what was found it wasn't known
             place.users += 1
-            self._places.move_to_end(infohash)
+            self._use(infohash, place)
         path = self._directory / infohash
         try:
             path.mkdir(exist_ok=True)
+            self._stamp(infohash)
         except OSError as error:
             self.give_back(infohash, keep=False)
             raise NarswarmError(path, error.strerror or str(error)) from None
@@ -108,13 +155,34 @@ class FetchStore:
             if place is None:
                 return
             place.users -= 1
+            self._use(infohash, place)
             if place.users <= 0 and not keep:
                 self._remove(infohash)
+            else:
+                self._stamp(infohash)
+
+    def expire(self) -> None:
+        """Remove what nobody has used for long."""
+        with self._mutex:
+            now = self._clock()
+            for infohash, place in list(self._places.items()):
+                if place.users <= 0 and not -KEEP <= now - place.used < KEEP:
+                    self._remove(infohash)
 
     def has(self, infohash: str) -> bool:
         """Whether anything of a torrent is still here."""
         with self._mutex:
             return infohash in self._places
+
+    def _use(self, infohash: str, place: _Place) -> None:
+        place.used = self._clock()
+        self._places.move_to_end(infohash)
+
+    def _stamp(self, infohash: str) -> None:
+        """Note when a place was used last, for a later process."""
+        now = self._clock()
+        with suppress(OSError):
+            os.utime(self._directory / infohash, (now, now))
 
     def _busy(self) -> int:
         return sum(place.length for place in self._places.values() if place.users > 0)
@@ -134,4 +202,12 @@ class FetchStore:
 
     def _remove(self, infohash: str) -> None:
         del self._places[infohash]
-        shutil.rmtree(self._directory / infohash, ignore_errors=True)
+        _delete(self._directory / infohash)
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

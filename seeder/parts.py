@@ -147,10 +147,11 @@ class Parts:
         self.torrents = Torrents(
             settings.state / "torrents", [index for _, index in indexes], workers=LOOKUPS
         )
+        self.partial = FetchStore(settings.state / "fetching", settings.fetch_disk)
         self.fetcher = Fetcher(
             swarm=swarm,
             torrents=self.torrents,
-            store=FetchStore(settings.state / "fetching", settings.fetch_disk),
+            store=self.partial,
             finisher=Adopter(
                 state,
                 self.offering,

@@ -25,7 +25,11 @@ class Handle:
         self.download: Download | None = None
         self.asked: list[int] = []
         self.now = SimpleNamespace(
-            total_payload_download=0, total_done=0, num_peers=0, download_payload_rate=0
+            total_payload_download=0,
+            total_done=0,
+            num_peers=0,
+            download_payload_rate=0,
+            state="downloading",
         )
         self.broken = False
         self.flushes = 0
@@ -161,6 +165,11 @@ def test_idle_is_the_time_since_the_last_byte() -> None:
     assert bench.download.progress() == Progress(4000, 4000, 0, 0, 0.0, 10)
     bench.clock.now = 7.5
     assert bench.download.progress().idle == 2.5
+    bench.handle.now.state = "checking_files"
+    assert bench.download.progress().idle == 0
+    bench.handle.now.state = "downloading"
+    bench.clock.now = 9.5
+    assert bench.download.progress().idle == 2
 
 
 def test_starving_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

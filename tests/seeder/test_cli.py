@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -16,8 +17,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from narswarm import base32
 from narswarm.control import ControlServer, Conversation
 from narswarm.errors import ExitCode
+from narswarm.fetchclient import SeederClient, Wanted
+from narswarm.merkle import PieceHasher
+from narswarm.metainfo import Metainfo
+from narswarm.payload import Kind, file_name
+from narswarm.swarm import Swarm, SwarmSettings
 from seeder import cli
 from tests.seeder.conftest import Server, World
 
@@ -252,6 +259,64 @@ def test_killed_while_a_payload_is_made(world: World, server: Server, run: Run) 
     assert len(list(payloads.iterdir())) == number
     assert not any(f"seeding {done.path}" in line for line in second.lines)
     assert second.end() == ExitCode.OK
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_was_fetched_in_part_is_gone_on_with(
+    world: World, tmp_path: Path, run: Run, number: signal.Signals, damaged: bool
+) -> None:
+    """After the seeder was killed or ended; what isn't right any more is fetched anew."""
+    data = random.Random(1).randbytes(8 << 20)  # noqa: S311
+    wanted = Wanted(hashlib.sha256(data).digest(), len(data), f"/gnu/store/{'0' * 32}-item")
+    payload = tmp_path / file_name(wanted.nar_hash, Kind.NAR)
+    payload.write_bytes(data)
+    hasher = PieceHasher()
+    hasher.update(data)
+    meta = Metainfo.of(payload.name, hasher.finish())
+    infohash = meta.infohash_v2.hex()
+    torrents = world.root / "state" / "torrents" / base32.encode(wanted.nar_hash)
+    torrents.mkdir(parents=True)
+    (torrents / f"{infohash}.torrent").write_bytes(meta.encode())
+    settings = world.root / "narswarm.toml"
+    quick = settings.read_text()
+    part = world.root / "state" / "fetching" / infohash / payload.name
+    loopback = SwarmSettings(
+        listen=("127.0.0.1:0",), dht=False, lsd=False, upnp=False, private_network=True
+    )
+    with Swarm(loopback) as source:
+        source.seed(meta.encode(), payload, [])
+        peers = [["127.0.0.1", source.listen_port]]
+        (torrents / f"{infohash}.peers").write_text(json.dumps(peers))
+        settings.write_text(f"{quick}download_rate = 4000000\n")
+        first = run()
+        first.read_until("seeder: ready")
+        with (
+            SeederClient(world.root / "state" / "control.sock", timeout=120) as client,
+            client.fetch(wanted) as fetching,
+        ):
+            size, chunks = 0, fetching.chunks()
+            while size < 2 << 20:
+                size += len(next(chunks))
+            first.end(number)
+        assert size < len(data)
+        if damaged:
+            with part.open("r+b") as file:
+                file.write(b"damaged")
+        before = source.counters()["uploaded"]
+        settings.write_text(quick)
+        second = run()
+        second.read_until("seeder: ready")
+        with (
+            SeederClient(world.root / "state" / "control.sock", timeout=120) as client,
+            client.fetch(wanted) as fetching,
+        ):
+            assert b"".join(fetching.chunks()) == data
+        sent = source.counters()["uploaded"] - before
+        assert second.end() == ExitCode.OK
+    piece = meta.piece_length
+    assert sent <= len(data) - size + (2 if damaged else 1) * piece + (1 << 18)
+    assert sent >= (piece if damaged else 1)
 
 
 @pytest.mark.parametrize("how", ["reload", "restart"])
