@@ -42,7 +42,9 @@ class Planner:
         self._context = context
         self._policy = Policy(context.settings.policy)
         spool = Spool(session.downloads, context.settings.prefetch_disk)
-        self.prefetcher = Prefetcher(spool, self._policy, finder.ahead, finder.ways)
+        self.prefetcher = Prefetcher(
+            spool, self._policy, finder.ahead, finder.ways, rates=context.rates
+        )
         self._asked: set[str] = set()
         self._seen: set[str] = set()
         self._open: set[str] = set()

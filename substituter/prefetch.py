@@ -9,21 +9,20 @@ and what isn't begun when it is asked for is left to the race for it.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import Final, Protocol
 
-from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
-from substituter.contest import NarSource, Runner
-from substituter.race import Meter, Policy, Standing, Way
+from substituter.ahead import MOVES, Ahead, AheadSource, Pace
+from substituter.contest import NarSource
+from substituter.race import LEAST_RATE, Policy, Way
 from substituter.schedule import (
     HTTP_AT_ONCE,
     SWARM_AT_ONCE,
@@ -33,19 +32,16 @@ from substituter.schedule import (
     order,
     preferred,
 )
-from substituter.spool import Spool, SpoolFile
+from substituter.spool import Spool
 
-_LOOK: Final = 0.05
-"""Seconds between two looks whether a source was found."""
+_MEASURED: Final = 256 << 10
+"""Bytes of a NAR from which on it says how fast a server is; smaller ones are round trips."""
 
-_GRACE: Final = 4.0
-"""Seconds that an item may be silent while others of its way come."""
+_AGAIN: Final = 1.0
+"""Seconds between two looks whether swarms need help."""
 
-_MOVES: Final = 2.0
-"""Seconds in which a byte shows that a way moves."""
-
-_PACE: Final = 0.2
-"""Seconds between two looks at how far everything is."""
+_FASTER: Final = 2.0
+"""How many times as fast as swarms servers have to be to take items from them."""
 
 _THREADS: Final = {Way.HTTP: HTTP_AT_ONCE, Way.SWARM: SWARM_AT_ONCE}
 
@@ -57,219 +53,6 @@ class Finds(Protocol):
         """Those that are worth a try while nobody waits."""
 
 
-class Ahead:
-    """An item that is fetched ahead: the `contest.Runner` of its source.
-
-    Args:
-        narinfo: of the item.
-        way: by which it is fetched.
-        file: where it goes.
-        moves: whether bytes of anything come by this way.
-    """
-
-    def __init__(
-        self, narinfo: Narinfo, way: Way, file: SpoolFile, moves: Callable[[], bool] = bool
-    ) -> None:
-        self.narinfo = narinfo
-        self.way = way
-        self.file = file
-        self._moves = moves
-        self._before = (0, -math.inf)
-        self.used: NarSource | None = None
-        """The source whose bytes are in the file."""
-        self.found: tuple[str, int | None, Callable[[], int], Callable[[], str] | None] | None
-        self.found = None
-        self._lock = threading.Lock()
-        self._dropped = False
-        self._callback: Callable[[], None] | None = None
-
-    def position(self) -> int:
-        """Bytes of the NAR that have come, in any order."""
-        found, size = self.found, self.narinfo.nar_size
-        written = self.file.written
-        if found is None or not found[1] or written == size:
-            return written
-        return max(written, min(size, size * found[2]() // found[1]))
-
-    def since(self, now: float) -> float:
-        """When the last byte came, as far as it was looked at."""
-        position, last = self.position(), self._before[1]
-        if position != self._before[0] or last == -math.inf:
-            self._before = position, now
-        return self._before[1]
-
-    @property
-    def dropped(self) -> bool:
-        """Whether nobody wants it any more."""
-        return self._dropped
-
-    @property
-    def alone(self) -> bool:
-        """Whether patience makes sense: others of this way come, so the line is what is slow."""
-        return self._moves()
-
-    def source(
-        self,
-        url: str,
-        total: int | None,
-        done: Callable[[], int],
-        label: Callable[[], str] | None = None,
-    ) -> None:
-        """Take note that somebody has it."""
-        self.found = (url, total, done, label)
-
-    def on_drop(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called when nobody wants it any more."""
-        with self._lock:
-            self._callback = callback
-            dropped = self._dropped
-        if dropped:
-            callback()
-
-    def drop(self) -> None:
-        """Nobody wants it any more."""
-        with self._lock:
-            self._dropped = True
-            callback = self._callback
-        if callback is not None:
-            callback()
-
-    def _check(self) -> None:
-        if self._dropped:
-            raise NetworkError(self.narinfo.store_path, "is not wanted any more")
-
-    def fetch(self, sources: Iterable[NarSource]) -> None:
-        """Write the NAR to the file, from the first source that has it.
-
-        Another is tried only as long as nothing came.
-
-        Raises:
-            NarswarmError: none of them has it.
-        """
-        error: Exception = NetworkError(self.narinfo.store_path, "nobody has it")
-        for source in sources:
-            if self._dropped:
-                break
-            self.used = source
-            try:
-                with source.nar(self) as nar:
-                    for chunk in nar:
-                        self.file.write(chunk)
-                        self._check()
-                if not self.file.complete:
-                    raise NetworkError(source.key, f"ended after {self.file.written} bytes")
-            except Exception as reason:  # noqa: BLE001 -- what came was wrong, whatever it was
-                error = reason
-                if self.file.written:
-                    break
-            else:
-                return
-        self.file.fail(error)
-        raise error
-
-
-class AheadSource:
-    """What is on its way already, as a source in the race for the item.
-
-    Args:
-        ahead: the item.
-        pace: of all that comes by the same way.
-    """
-
-    def __init__(self, ahead: Ahead, pace: Pace) -> None:
-        self.key = f"{ahead.narinfo.store_path}, fetched ahead"
-        self._ahead = ahead
-        self._pace = pace
-
-    def standing(self, one: Standing, now: float) -> Standing:
-        """How far it is, which isn't seen by what can be read in order.
-
-        Pieces come in any order, and others come beside it: it is as fast as all of them together,
-        since they share the line, and those that are asked for later come the sooner for it.
-        """
-        last, rate = self._pace.look(now)
-        own = self._ahead.since(now)
-        position = max(one.position, self._ahead.position())
-        return one._replace(
-            position=position, last=max(one.last, own, min(last, own + _GRACE)), rate=rate
-        )
-
-    @property
-    def infohash(self) -> str:
-        """Of the torrent, if it is one."""
-        return str(getattr(self._ahead.used, "infohash", ""))
-
-    @property
-    def host(self) -> str:
-        """Of the server, if it is one."""
-        return str(getattr(self._ahead.used, "host", ""))
-
-    def nar(self, runner: Runner) -> _Following:
-        """Read it while it comes."""
-        return _Following(self._ahead, runner)
-
-
-class _Following:
-    def __init__(self, ahead: Ahead, runner: Runner) -> None:
-        self._ahead = ahead
-        self._runner = runner
-
-    def __enter__(self) -> Iterator[bytes]:
-        if not self._ahead.file.share():
-            raise NetworkError(self._ahead.narinfo.store_path, "is not fetched any more")
-        self._runner.on_drop(self._ahead.drop)
-        return self._chunks()
-
-    def __exit__(self, *_: object) -> None:
-        self._ahead.drop()
-        self._ahead.file.close()
-
-    def _chunks(self) -> Iterator[bytes]:
-        told = False
-        for chunk in self._ahead.file.follow(_LOOK):
-            if not told and self._ahead.found is not None:
-                told = True
-                self._runner.source(*self._ahead.found)
-            if chunk:
-                yield chunk
-            elif self._runner.dropped:
-                raise NetworkError(self._ahead.narinfo.store_path, "is not wanted any more")
-
-
-class Pace:
-    """How fast a way is in all that it fetches ahead.
-
-    Args:
-        position: bytes of NARs that it has brought.
-    """
-
-    def __init__(self, position: Callable[[], int]) -> None:
-        self._position = position
-        self._lock = threading.Lock()
-        self._meter = Meter()
-        self._looked = self._last = -math.inf
-        self._before = 0
-        self.rate: float | None = None
-        """As of the last look."""
-
-    def moves(self) -> bool:
-        """Whether something comes."""
-        now = time.monotonic()
-        return now - self.look(now)[0] < _MOVES
-
-    def look(self, now: float) -> tuple[float, float | None]:
-        """When the last byte came, as far as it was looked at, and the rate."""
-        with self._lock:
-            if now - self._looked >= _PACE:
-                self._looked = now
-                position = self._position()
-                if position != self._before:
-                    self._before, self._last = position, now
-                self._meter.add(now, position)
-                self.rate = self._meter.rate(now)
-            return self._last, self.rate
-
-
 class Prefetcher:
     """Fetches the items of a plan.
 
@@ -279,6 +62,7 @@ class Prefetcher:
         find: gives the sources of an item.
         ways: says by which ways an item may come.
         exists: whether an item is in the store.
+        rates: bytes of NAR a second that each way has brought; gets what is learned here.
     """
 
     def __init__(
@@ -288,12 +72,14 @@ class Prefetcher:
         find: Finds,
         ways: Callable[[Narinfo], frozenset[Way]],
         exists: Callable[[str], bool] = os.path.lexists,
+        rates: MutableMapping[Way, float] | None = None,
     ) -> None:
         self._spool = spool
         self._policy = policy
         self._find = find
         self._ways = ways
         self._exists = exists
+        self._rates = {} if rates is None else rates
         self._random = Random()  # noqa: S311 -- nobody gains by guessing it
         self._changed = threading.Condition()
         self._closed = False
@@ -389,6 +175,8 @@ class Prefetcher:
         """Have as many threads as there is work for."""
         for way in Way:
             able = len(self._waiting.of(way))
+            if way is Way.HTTP:
+                able += len(self._waiting.of(Way.SWARM))  # it may have to help
             while self._threads[way] < min(_THREADS[way], able) and not self._closed:
                 self._threads[way] += 1
                 threading.Thread(
@@ -402,12 +190,14 @@ class Prefetcher:
         ways = self._ways(narinfo)
         if Way.SWARM not in ways or preferred(self._policy, size) is not Way.SWARM:
             return
+        self._paces[Way.SWARM].look(time.monotonic())
         with self._changed:
             entry = self._waiting.pop(path) or Entry(path, size, ways)
             begun = any(entry.path == path for each in self._running.values() for entry in each)
             if begun or path in self._here or Way.SWARM not in entry.ways or self._closed:
                 return
-            ahead = self._open(entry, narinfo, Way.SWARM)
+            helps = Way.HTTP in entry.ways and self._helps()
+            ahead = self._open(entry, narinfo, Way.HTTP if helps else Way.SWARM)
         if ahead is not None:
             threading.Thread(
                 target=self._fetch, args=(ahead,), name=f"ahead {ahead.way}", daemon=True
@@ -425,14 +215,14 @@ class Prefetcher:
 
     def _next(self, way: Way) -> Ahead | None:
         """Wait for the next item of a way and take it; None at the end."""
-        with self._changed:
-            while not self._closed:
-                rate = self._paces[way].rate
-                running: AbstractSet[Entry] = self._running[way].keys()
-                room, waiting = self._spool.room, self._waiting.of(way)
-                entry = choose(waiting, way, running, room, rate, self._random)
+        while True:
+            self._paces[Way.SWARM].look(time.monotonic())
+            with self._changed:
+                if self._closed:
+                    return None
+                entry = self._choose(way)
                 if entry is None:
-                    self._changed.wait()
+                    self._changed.wait(_AGAIN if self._may_help(way) else None)
                     continue
                 self._waiting.pop(entry.path)
                 if self._exists(entry.path):
@@ -440,7 +230,32 @@ class Prefetcher:
                 ahead = self._open(entry, self._known[entry.path], way)
                 if ahead is not None:
                     return ahead
-        return None
+
+    def _choose(self, way: Way) -> Entry | None:
+        """What a way should fetch now."""
+        rate = self._paces[way].rate
+        running: AbstractSet[Entry] = self._running[way].keys()
+        room, waiting = self._spool.room, self._waiting.of(way)
+        entry = choose(waiting, way, running, room, rate, self._random)
+        if entry is None and self._may_help(way) and self._helps():
+            others = [each for each in self._waiting.of(Way.SWARM) if Way.HTTP in each.ways]
+            entry = choose(others, way, running, room, rate)
+        return entry
+
+    def _may_help(self, way: Way) -> bool:
+        """Whether a way may come to fetch what is the other's."""
+        waiting = self._waiting.of(Way.SWARM)
+        return way is Way.HTTP and self._policy is Policy.RACE and bool(waiting)
+
+    def _helps(self) -> bool:
+        """Whether servers should fetch what is the swarms': those bring nothing, or too little."""
+        running, pace = self._running[Way.SWARM].values(), self._paces[Way.SWARM]
+        if self._policy is not Policy.RACE or not running:
+            return False
+        begun = min(ahead.begun for ahead in running)
+        if time.monotonic() - max(begun, pace.last) > MOVES:
+            return True
+        return pace.rate is not None and pace.rate * _FASTER < self._rates.get(Way.HTTP, 0.0)
 
     # In a thread
 
@@ -455,10 +270,27 @@ class Prefetcher:
             ahead.file.fail(error)
         self._settle(ahead)
 
+    def _learn(self, ahead: Ahead) -> None:
+        """Note how fast servers are: at least so fast as one item, or all of them, came."""
+        now = time.monotonic()
+        _, rate = self._paces[ahead.way].look(now)
+        if ahead.way is not Way.HTTP or not ahead.file.complete:
+            return
+        size, before = ahead.narinfo.nar_size, self._rates.get(Way.HTTP)
+        known = [rate or 0.0]
+        if size >= _MEASURED:
+            known.append(size / max(now - ahead.begun, 0.01))
+        elif before is not None or max(known) > LEAST_RATE:
+            # Round trips say that they are no slower than that, not that they are no faster.
+            known.append(before or 0.0)
+        else:
+            return
+        self._rates[Way.HTTP] = max(known)
+
     def _settle(self, ahead: Ahead) -> None:
         """Keep what was fetched, or try the other way."""
         path = ahead.narinfo.store_path
-        self._paces[ahead.way].look(time.monotonic())
+        self._learn(ahead)
         with self._changed:
             running = self._running[ahead.way]
             entry = next(each for each in running if running[each] is ahead)

@@ -23,12 +23,12 @@ from narswarm.narinfo import Narinfo
 from narswarm.restore import Deduplicator, RestoreError, delete
 from narswarm.storepath import STORE
 from substituter import protocol, realguix
+from substituter.ahead import Ahead
 from substituter.contest import Contest, Lane, NarSource, NobodyLeftError, Sources
 from substituter.context import Context
 from substituter.finding import MAX_QUICK, NARINFO_TIMEOUT, Finder
 from substituter.nargate import Gate, WrongNarError
 from substituter.planner import Planner
-from substituter.prefetch import Ahead
 from substituter.race import Policy, Way
 from substituter.report import Report
 from substituter.session import Session

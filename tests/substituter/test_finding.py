@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from narswarm import base32, narinfo
+from substituter.ahead import Ahead
 from substituter.finding import Finder
-from substituter.prefetch import Ahead
 from substituter.race import Way
 from substituter.session import Session
 from substituter.settings import SubstituterSettings

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,12 @@ import pytest
 from narswarm import narinfo
 from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
+from substituter import prefetch
+from substituter.ahead import Ahead
 from substituter.contest import NarSource, Runner
-from substituter.prefetch import Ahead, AheadSource, Pace, Prefetcher
-from substituter.race import Policy, Standing, State, Way
-from substituter.schedule import TINY
+from substituter.prefetch import Prefetcher
+from substituter.race import LEAST_RATE, Policy, Way
+from substituter.schedule import FAST_AT_ONCE, LARGE, TINY
 from substituter.spool import Spool
 from tests.substituter.conftest import Item
 
@@ -64,14 +67,20 @@ class Fake:
 class Lab:
     """A prefetcher whose sources are fakes, and what it asked for."""
 
-    def __init__(self, directory: Path, limit: int = 1 << 20) -> None:
+    def __init__(self, directory: Path, limit: int = 1 << 20, policy: Policy = Policy.RACE) -> None:
         self.asked: list[tuple[str, Way]] = []
         self.sources: dict[tuple[str, Way], list[NarSource]] = {}
         self.ways: frozenset[Way] = frozenset(Way)
         self.existing: set[str] = set()
         self.spool = Spool(directory, limit)
+        self.rates: dict[Way, float] = {}
         self.prefetcher = Prefetcher(
-            self.spool, Policy.RACE, self._find, lambda _: self.ways, self.existing.__contains__
+            self.spool,
+            policy,
+            self._find,
+            lambda _: self.ways,
+            self.existing.__contains__,
+            self.rates,
         )
         self._news = threading.Condition()
 
@@ -312,57 +321,6 @@ def test_an_item_is_not_begun_out_of_turn(lab: Lab, make_item: Make, why: str) -
     assert lab.asked == []
 
 
-def test_an_item_is_as_fast_as_all_beside_it(tmp_path: Path, make_item: Make) -> None:
-    """What others of its way bring counts, but not for ever."""
-    item = make_item("a")
-    file = Spool(tmp_path, 1 << 20).open("a", len(item.nar))
-    assert file is not None
-    ahead, brought = Ahead(parsed(item), Way.SWARM, file), [0]
-    pace = Pace(lambda: brought[0])
-    source = AheadSource(ahead, pace)
-    lane = Standing(State.RUNNING, 0.0, found=True)
-    assert source.standing(lane, 0.0) == lane._replace(last=0.0)
-    for second in range(1, 11):
-        brought[0] = second * 1000
-        seen = source.standing(lane, float(second))
-        assert (seen.last, seen.position) == (min(second, 4.0), 0)
-    assert seen.rate == 1000.0
-    file.write(item.nar[:10])
-    seen = source.standing(lane, 10.1)
-    assert (seen.last, seen.position) == (10.1, 10)
-    file.close()
-
-
-def test_a_position_is_what_came_in_any_order(tmp_path: Path, make_item: Make) -> None:
-    """Bytes of the transfer say how much of the NAR there is, when it can't be read yet."""
-    item = make_item("a")
-    size = len(item.nar)
-    file = Spool(tmp_path, 1 << 20).open("a", size)
-    assert file is not None
-    ahead = Ahead(parsed(item), Way.SWARM, file)
-    assert ahead.position() == 0
-    ahead.source("bittorrent://a", 100, lambda: 50)
-    assert ahead.position() == size // 2
-    file.write(item.nar)
-    assert ahead.position() == size
-    file.close()
-
-
-def test_a_way_moves_as_long_as_bytes_come() -> None:
-    """Positions are looked at a few times a second, however often it is asked."""
-    looks: list[int] = []
-
-    def position() -> int:
-        looks.append(0)
-        return len(looks)
-
-    pace = Pace(position)
-    for _ in range(100):
-        assert pace.look(5.0) == (5.0, None)
-    assert len(looks) == 1
-    assert pace.look(6.0) == (6.0, 1.0)
-
-
 def test_the_end_drops_everything(tmp_path: Path, make_item: Make) -> None:
     """Room is given back, and what runs is told."""
     lab = Lab(tmp_path / "spool")
@@ -377,3 +335,149 @@ def test_the_end_drops_everything(tmp_path: Path, make_item: Make) -> None:
     source.allowed.set()
     lab.add(make_item("c"))
     assert lab.prefetcher.take(parsed(item)) is None or source.ended.wait(PATIENCE)
+
+
+class Steady:
+    """The pace of a way that doesn't change."""
+
+    rate: float | None = None
+    last = math.inf
+
+    def __init__(self, _: Callable[[], int]) -> None:
+        pass
+
+    def moves(self) -> bool:
+        """Something comes."""
+        return True
+
+    def look(self, _: float) -> tuple[float, float | None]:
+        """Always the same."""
+        return self.last, self.rate
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> type[Steady]:
+    """What paces are, until a test says something else."""
+    monkeypatch.setattr(prefetch, "Pace", Steady)
+    monkeypatch.setattr(Steady, "rate", None)
+    monkeypatch.setattr(Steady, "last", math.inf)
+    monkeypatch.setattr(prefetch, "MOVES", 0.0)
+    monkeypatch.setattr(prefetch, "_AGAIN", 0.05)
+    return Steady
+
+
+@contextlib.contextmanager
+def large_ones(
+    directory: Path, make_item: Make, policy: Policy = Policy.RACE
+) -> Iterator[tuple[Lab, list[Item]]]:
+    """More large items than the swarm fetches at a time, none of which comes by itself."""
+    lab = Lab(directory, 64 << 20, policy)
+    items = [make_item(f"{number}", bytes([number]) * LARGE) for number in range(FAST_AT_ONCE + 1)]
+    sources = [lab.source(item, Way.SWARM) for item in items]
+    try:
+        yield lab, items
+    finally:
+        for source in sources:
+            source.allowed.set()
+        lab.prefetcher.close()
+
+
+@pytest.mark.parametrize("why", ["silent", "slow"])
+def test_servers_help_a_swarm(
+    tmp_path: Path, make_item: Make, steady: type[Steady], why: str
+) -> None:
+    """One that brings nothing, or much less than they: they fetch what it hasn't begun."""
+    with large_ones(tmp_path, make_item) as (lab, items):
+        if why == "silent":
+            steady.last = 0.0
+        else:
+            steady.rate = 1e6
+            lab.rates[Way.HTTP] = 2e6 + 1
+        lab.add(*items)
+        asked = lab.wait(3)
+        assert Way.HTTP in {way for _, way in asked}
+        assert len({path for path, _ in asked}) == len(asked)
+
+
+@pytest.mark.parametrize("why", ["moves", "fast", "policy", "only"])
+def test_servers_leave_a_swarm_alone(
+    tmp_path: Path, make_item: Make, steady: type[Steady], why: str
+) -> None:
+    """One that brings something, as far as is known not less than they; or if nobody wants that."""
+    policy = Policy.SWARM_FIRST if why == "policy" else Policy.RACE
+    with large_ones(tmp_path, make_item, policy) as (lab, items):
+        if why == "fast":
+            steady.rate = 1e6
+            lab.rates[Way.HTTP] = 2e6
+        if why in ("policy", "only"):
+            steady.last = 0.0
+        if why == "only":
+            lab.ways = frozenset({Way.SWARM})
+        tiny = make_item("tiny")
+        lab.add(*items)
+        lab.wait(2)
+        if why != "only":
+            server = lab.source(tiny)
+            lab.source(tiny, Way.SWARM)
+            lab.add(tiny)
+            lab.wait(3)
+            server.allowed.set()
+        beside = {path for path, way in lab.asked if way is Way.HTTP} - {tiny.path}
+        assert not beside
+
+
+def test_an_item_out_of_turn_is_a_server_s_while_swarms_are_slow(
+    tmp_path: Path, make_item: Make, steady: type[Steady]
+) -> None:
+    """Nobody waits for a swarm that brings nothing."""
+    with large_ones(tmp_path, make_item) as (lab, items):
+        lab.add(*items[:2])
+        lab.wait(2)
+        steady.last = 0.0
+        source = lab.source(items[2])
+        source.allowed.set()
+        ahead = lab.prefetcher.take(parsed(items[2]), begin=True)
+        assert ahead is not None
+        assert ahead.way is Way.HTTP
+        assert followed(ahead) == items[2].nar
+        lab.prefetcher.give_back(ahead)
+
+
+@pytest.mark.parametrize(
+    ("size", "pace", "before", "after"),
+    [
+        (1, LEAST_RATE, None, None),
+        (1, LEAST_RATE + 1, None, LEAST_RATE + 1),
+        (1, 2e9, 1e9, 2e9),
+        (1, 1e9, 2e9, 2e9),
+        (256 << 10, 1e12, 2e12, 1e12),
+        (256 << 10, None, 1e12, 0.0),
+    ],
+)
+def test_what_servers_bring_is_learned(
+    tmp_path: Path,
+    make_item: Make,
+    steady: type[Steady],
+    size: int,
+    pace: float | None,
+    before: float | None,
+    after: float | None,
+) -> None:
+    """Small items say how fast servers are at least, larger ones how fast they are."""
+    before_it, lab = set(threading.enumerate()), Lab(tmp_path)
+    lab.ways = frozenset({Way.HTTP})
+    steady.rate = pace
+    if before is not None:
+        lab.rates[Way.HTTP] = before
+    item = make_item("a", bytes(size))
+    lab.source(item).allowed.set()
+    lab.add(item)
+    lab.wait(1)
+    ahead = taken(lab, item)
+    assert followed(ahead) == item.nar
+    lab.prefetcher.give_back(ahead)
+    lab.prefetcher.close()
+    for thread in set(threading.enumerate()) - before_it:
+        thread.join(PATIENCE)
+    found = lab.rates.get(Way.HTTP)
+    assert (found == after) if after != 0.0 else 0 < (found or 0) < 1e12

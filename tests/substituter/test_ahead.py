@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of substituter.ahead; how it takes part in a race is tested with substituter.prefetch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from narswarm import narinfo
+from narswarm.narinfo import Narinfo
+from substituter.ahead import Ahead, AheadSource, Pace
+from substituter.race import Standing, State, Way
+from substituter.spool import Spool
+from tests.substituter.conftest import Item
+
+Make = Callable[..., Item]
+
+
+def parsed(item: Item) -> Narinfo:
+    """The narinfo of an item."""
+    return narinfo.parse(item.narinfo)
+
+
+def test_an_item_is_as_fast_as_all_beside_it(tmp_path: Path, make_item: Make) -> None:
+    """What others of its way bring counts, but not for ever."""
+    item = make_item("a")
+    file = Spool(tmp_path, 1 << 20).open("a", len(item.nar))
+    assert file is not None
+    ahead, brought = Ahead(parsed(item), Way.SWARM, file), [0]
+    pace = Pace(lambda: brought[0])
+    source = AheadSource(ahead, pace)
+    lane = Standing(State.RUNNING, 0.0, found=True)
+    assert source.standing(lane, 0.0) == lane._replace(last=0.0)
+    for second in range(1, 11):
+        brought[0] = second * 1000
+        seen = source.standing(lane, float(second))
+        assert (seen.last, seen.position) == (min(second, 4.0), 0)
+    assert seen.rate == 1000.0
+    file.write(item.nar[:10])
+    seen = source.standing(lane, 10.1)
+    assert (seen.last, seen.position) == (10.1, 10)
+    file.close()
+
+
+def test_a_position_is_what_came_in_any_order(tmp_path: Path, make_item: Make) -> None:
+    """Bytes of the transfer say how much of the NAR there is, when it can't be read yet."""
+    item = make_item("a")
+    size = len(item.nar)
+    file = Spool(tmp_path, 1 << 20).open("a", size)
+    assert file is not None
+    ahead = Ahead(parsed(item), Way.SWARM, file)
+    assert ahead.position() == 0
+    ahead.source("bittorrent://a", 100, lambda: 50)
+    assert ahead.position() == size // 2
+    file.write(item.nar)
+    assert ahead.position() == size
+    file.close()
+
+
+def test_a_way_moves_as_long_as_bytes_come() -> None:
+    """Positions are looked at a few times a second, however often it is asked."""
+    looks: list[int] = []
+
+    def position() -> int:
+        looks.append(0)
+        return len(looks)
+
+    pace = Pace(position)
+    for _ in range(100):
+        assert pace.look(5.0) == (5.0, None)
+    assert len(looks) == 1
+    assert pace.look(6.0) == (6.0, 1.0)
+
+
+def test_who_was_not_found_in_time_gets_no_more(tmp_path: Path, make_item: Make) -> None:
+    """The time from its beginning counts, until somebody is found: then that of the lane."""
+    item = make_item("a")
+    file = Spool(tmp_path, 1 << 20).open("a", len(item.nar))
+    assert file is not None
+    ahead = Ahead(parsed(item), Way.SWARM, file)
+    source = AheadSource(ahead, Pace(lambda: 0))
+    lane = Standing(State.RUNNING, ahead.begun + 10.0)
+    assert source.standing(lane, ahead.begun + 10.0).since == ahead.begun
+    ahead.source("bittorrent://a", 100, lambda: 0)
+    assert source.standing(lane, ahead.begun + 10.0).since == lane.since
+    file.close()
