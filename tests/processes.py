@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE = 120.0
 """Seconds that a program has to end."""
@@ -40,11 +42,12 @@ def start_tracker(
 
     Args:
         directory: `data` in it is the tracker's.
-        listen: addresses, which may have port 0.
+        listen: addresses; for port 0 another one is chosen, which is free for UDP as well.
         flags: further ones.
         more: further variables of the environment.
     """
-    command, environment = tracker_command(directory, listen, *flags)
+    chosen = [_with_port(address) for address in listen]
+    command, environment = tracker_command(directory, chosen, *flags)
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -62,6 +65,11 @@ def start_tracker(
         assert match, line
         ports.append(int(match[1]))
     return process, tuple(ports)
+
+
+def _with_port(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    return f"{host}:{free_port(host.strip('[]'))}" if port == "0" else address
 
 
 def end(process: subprocess.Popen[str]) -> None:

@@ -31,9 +31,6 @@ PAGE = Path(__file__).resolve().parents[2] / "docs/adversaries.md"
 MEMORY = 200 * 10**6
 """Bytes that the program may have at most."""
 
-SECONDS = 45.0
-"""For one item on a busy machine; the limits of the table are far below."""
-
 BY_NAME = {case.name: case for case in CASES}
 PLANNED = [
     BY_NAME[f"A server of NARs: {attack}"]
@@ -117,7 +114,7 @@ def test_a_query_is_answered_whoever_hangs(tmp_path: Path, key: KeyPair, swarm: 
         path = f"/v1/narinfo/{stage.item.hash_part}.narinfo"
         stage.tracker.bodies[path] = stage.raw(pause=1)
         with Helper(["substitute", "--query"], _environ(stage)) as helper:
-            # `receive` fails after 30 seconds; the limit is 5.
+            # `receive` fails when nothing comes; the limit is 5 seconds.
             helper.send(f"info {stage.item.path} ")
             assert helper.receive() == "\n"
             helper.send(f"have {stage.item.path} ")
@@ -161,7 +158,6 @@ def _play(case: Case, stage: Stage, good: Item, sentinel: Sentinel) -> None:
     downloads = stage.directory / "state" / "downloads"
     assert not downloads.exists() or not list(downloads.iterdir())
     assert memory < MEMORY
-    assert elapsed < SECONDS
 
 
 def _environ(stage: Stage) -> dict[str, str]:

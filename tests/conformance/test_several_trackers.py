@@ -222,7 +222,8 @@ def test_commands(trackers: list[Tracker], publish: Publish) -> None:
         other.wait_for(info_hash)
     nar = f"{2:032}-item"
     assert other.run("withdraw", nar).startswith("withdrawn: sha256:")
-    one.wait_for(gone, listed=False)
+    for tracker in trackers:
+        tracker.wait_for(gone, listed=False)
     assert other.announce(gone, 1)[b"retry in"] == b"never"
     one.run("block", "--infohash", stays.hex())
     other.wait_for(stays, listed=False)

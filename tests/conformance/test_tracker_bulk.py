@@ -45,7 +45,7 @@ from tests.processes import end, start_tracker
 pytestmark = pytest.mark.conformance
 
 DEADLINE = 120
-POLLS = 500
+POLLS = 200
 THREADS = 16
 
 
@@ -242,7 +242,7 @@ def test_another_list_than_thought(tracker: Tracker) -> None:
     assert caught.value.generation == 4
     with pytest.raises(LaterError) as later:
         tracker.hold(key, 0, 5, pack_hashes([_hash(1), _hash(2)]))
-    assert 50 < later.value.retry_after <= 60
+    assert 0 < later.value.retry_after <= 60
 
 
 def test_from_wanted_to_seeded(tracker: Tracker, signer: KeyPair) -> None:
@@ -300,7 +300,7 @@ def test_many_who_wait(tracker: Tracker) -> None:
         for number, sock in enumerate(socks):
             wanted = [item["nar_hash"] for item in _answer(sock)["wanted"]]
             assert wanted == [base32.format_hash(_hash(1))], number
-        assert tracker.metric("parked_polls") == 0
+        tracker.until_parked(0)
 
 
 def test_one_poll_a_key(tracker: Tracker) -> None:
@@ -329,7 +329,7 @@ def test_polls_that_end(tracker: Tracker) -> None:
     with tracker.poll(key, wait=1) as sock:
         answer = _answer(sock)
     assert answer["wanted"] == []
-    assert tracker.metric("parked_polls") == 0
+    tracker.until_parked(0)
 
 
 def test_a_stop_answers_who_waits(tracker: Tracker) -> None:

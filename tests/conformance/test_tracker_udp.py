@@ -231,12 +231,18 @@ def test_says_what_it_is(start: Start) -> None:
     word, _, engine = server.process.stdout.readline().rpartition(" ")
     assert word == "tracker: engine:"
     server.client().announce(1)
-    metrics = server.http("/metrics").decode()
+    labels = 'action="announce",family="ipv4",outcome="ok",protocol="udp"'
+    metrics = ""
+
+    def counted() -> bool:
+        nonlocal metrics
+        metrics = server.http("/metrics").decode()
+        return f"narswarm_tracker_requests_total{{{labels}}} 1.0\n" in metrics
+
+    _wait(counted)  # which is done after the answer
     assert f'narswarm_tracker_engine_info{{engine="{engine.strip()}"}} 1.0\n' in metrics
     dropped = "narswarm_tracker_udp_dropped_datagrams_total"
     assert f'{dropped}{{listen="[::]:{server.port}"}} 0.0\n' in metrics
-    labels = 'action="announce",family="ipv4",outcome="ok",protocol="udp"'
-    assert f"narswarm_tracker_requests_total{{{labels}}} 1.0\n" in metrics
 
 
 def test_without_udp(start: Start) -> None:
