@@ -316,7 +316,8 @@ def test_what_was_fetched_in_part_is_gone_on_with(
         assert second.end() == ExitCode.OK
     piece = meta.piece_length
     assert sent <= len(data) - size + (2 if damaged else 1) * piece + (1 << 18)
-    assert sent >= (piece if damaged else 1)
+    # One that ends in order may have got all of it on its way.
+    assert sent >= (piece if damaged else 0)
 
 
 @pytest.mark.parametrize("how", ["reload", "restart"])
