@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from typing import Final
 
 from narswarm import compression
+from narswarm.candidates import MAKING_RATE
 from narswarm.download import Progress, SwarmStalledError
 from narswarm.errors import NetworkError
 from narswarm.fetchclient import Fetching, SeederClient, Source, SourceChangedError, Wanted
@@ -54,10 +56,10 @@ class SeederSource:
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
         """Have it fetched, decompressing what has arrived while the rest is on its way."""
-        begin = time.monotonic()
+        wait = Wait(self._patience, self._wanted.nar_size, time.monotonic())
         self.changed = False
         with self._client.fetch(self._wanted) as fetching:
-            source = self._found(fetching, runner, begin)
+            source = self._found(fetching, runner, wait)
             self.infohash = source.infohash
             if source.infohash in self._refused:
                 raise NetworkError(self.key, "was wrong before")
@@ -71,8 +73,11 @@ class SeederSource:
             chunks = fetching.chunks(
                 stall=lambda progress: (
                     runner.dropped
-                    or self._patience.is_over(
-                        progress, time.monotonic() - begin, alone=runner.alone
+                    or wait.is_over(
+                        progress,
+                        time.monotonic(),
+                        preparing=fetching.preparing,
+                        alone=runner.alone,
                     )
                 )
             )
@@ -88,12 +93,46 @@ class SeederSource:
                 self.changed = True
                 raise
 
-    def _found(self, fetching: Fetching, runner: Runner, begin: float) -> Source:
+    def _found(self, fetching: Fetching, runner: Runner, wait: Wait) -> Source:
+        begin = time.monotonic()
         while True:
             try:
                 return fetching.source(_LOOK)
             except SwarmStalledError:
-                elapsed = time.monotonic() - begin
-                nothing = Progress(0, 0, 0, 0, elapsed, 0)
-                if runner.dropped or self._patience.is_over(nothing, elapsed, alone=runner.alone):
+                now = time.monotonic()
+                nothing = Progress(0, 0, 0, 0, now - begin, 0)
+                over = wait.is_over(nothing, now, preparing=fetching.preparing, alone=runner.alone)
+                if runner.dropped or over:
                     raise
+
+
+class Wait:
+    """How long an item is waited for, of which the payload may have to be made.
+
+    Args:
+        patience: with a swarm.
+        nar_size: bytes of the NAR.
+        now: seconds from any start.
+    """
+
+    def __init__(self, patience: Patience, nar_size: int, now: float) -> None:
+        self._patience = patience
+        self._until = now + nar_size / MAKING_RATE
+        self._begin = now
+
+    def is_over(self, progress: Progress, now: float, *, preparing: bool, alone: bool) -> bool:
+        """Whether to give up.
+
+        Args:
+            progress: of the swarm.
+            now: on the same clock as before.
+            preparing: whether somebody makes the payload now.
+            alone: whether there is no other source.
+        """
+        if preparing and now < self._until:
+            self._begin = now  # what that takes isn't the swarm's slowness
+            return False
+        elapsed = now - self._begin
+        return self._patience.is_over(
+            replace(progress, idle=min(progress.idle, elapsed)), elapsed, alone=alone
+        )

@@ -14,10 +14,12 @@ import pytest
 import zstandard
 
 from narswarm import base32, nar
+from narswarm.candidates import MAKING_RATE
+from narswarm.download import Progress
 from narswarm.errors import NetworkError
 from narswarm.fetchclient import SeederClient, Wanted
 from substituter.plan import PlanWriter
-from substituter.seedersource import SeederSource
+from substituter.seedersource import SeederSource, Wait
 from substituter.session import Session
 from substituter.settings import SubstituterSettings
 from substituter.sources import Patience
@@ -84,6 +86,27 @@ def test_a_seeder_that_finds_nothing_is_not_waited_for(seeder: FakeSeeder, make_
     with pytest.raises(NetworkError) as caught:
         fetch(seeder, make_item("a"), Patience(0.0, 0.0, 0.0))
     assert "the seeder has found no torrent yet" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("looks", "over"),
+    [
+        ([(2.0, False)], False),
+        ([(2.1, False)], True),
+        ([(9.9, True)], False),
+        ([(10.1, True)], True),
+        ([(9.9, True), (11.9, False)], False),
+        ([(9.9, True), (12.0, False)], True),
+        ([(9.9, True), (10.1, True)], False),
+    ],
+)
+def test_who_has_it_prepared_is_waited_for(looks: list[tuple[float, bool]], *, over: bool) -> None:
+    """As long as a payload of that size may take to be made; what the swarm takes comes on top."""
+    wait = Wait(Patience(2.0, 2.0, 2.0), 10 * MAKING_RATE, 0.0)
+    for now, preparing in looks:
+        nothing = Progress(0, 0, 0, 0, now, 0)
+        said = wait.is_over(nothing, now, preparing=preparing, alone=False)
+    assert said is over
 
 
 def test_another_torrent_in_the_middle_can_be_asked_for(
