@@ -3,10 +3,10 @@
 
     python3 bench/guix_closures.py [--rounds N] [CELL]...        as root
 
-A cell is CLOSURE:MBIT:RTT:SEEDER, such as small:200:50:warm; without any, all are measured. Two
-nodes of the same link fetch the same closures from a third node, in turns: one with the
-substituter, one with Guix's own `guix substitute` over HTTP, both from one `guix publish --cache`
-that has compressed everything beforehand (zstd).
+A cell is CLOSURE:MBIT:RTT:SEEDER, such as small:200:50:warm; without any, all are measured, but for
+those with `slow` or `:own`. Two nodes of the same link fetch the same closures from a third node,
+in turns: one with the substituter, one with Guix's own `guix substitute` over HTTP, both from one
+`guix publish --cache` that has compressed everything beforehand (zstd).
 
 CLOSURE: `small`, 200 items of 50 MB in all, half of them below 100 KiB; `large`, 20 items of 1 GB.
 MBIT and RTT are of the link of the node that fetches (see link.c; no other link is limited).
@@ -35,7 +35,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.links import Links, Wire
-from tests.e2e.rig import guix
+from tests.e2e.rig import guix, ownseeder
 from tests.e2e.rig.nodes import Cluster, wait_for
 from tests.e2e.rig.rootfs import cache_directory, rootfs
 from tests.e2e.rig.site import Fetcher, Site
@@ -44,6 +44,7 @@ HERE = Path(__file__).resolve().parent
 CLOSURES = {"small": (200, 50_000_000), "large": (20, 1_000_000_000), "crowd": (20, 100_000_000)}
 WIRES = [Wire(mbit, rtt) for mbit in (20, 200) for rtt in (1, 50)]
 SEEDERS = ("warm", "cold", "empty")
+SLOW = "slow"
 LIMIT = 1800.0
 
 
@@ -53,14 +54,15 @@ class Cell(NamedTuple):
     closure: str
     wire: Wire
     seeder: str
+    own: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Cell:
-        """Read CLOSURE:MBIT:RTT:SEEDER."""
-        closure, mbit, rtt, seeder = text.split(":")
-        if closure not in CLOSURES or seeder not in SEEDERS:
+        """Read CLOSURE:MBIT:RTT:SEEDER[:own]."""
+        closure, mbit, rtt, seeder, *own = text.split(":")
+        if closure not in CLOSURES or seeder not in (*SEEDERS, SLOW) or own not in ([], ["own"]):
             raise ValueError(text)
-        return cls(closure, Wire(float(mbit), float(rtt)), seeder)
+        return cls(closure, Wire(float(mbit), float(rtt)), seeder, bool(own))
 
 
 def slices(count: int, total: int) -> Iterator[tuple[str, bytes]]:
@@ -125,7 +127,10 @@ class Bench:
         site.node.run("rm", "-rf", "/srv/tracker")
         if seeder == "cold":
             site.node.run("rm", "-rf", "/var/lib/narswarm/seeder")
-        site.configure_seeder(premake="10 GiB" if seeder == "warm" else "0 B")
+        site.configure_seeder(
+            premake="10 GiB" if seeder in ("warm", SLOW) else "0 B",
+            upload_rate="1 MiB" if seeder == SLOW else 0,
+        )
         site.start_tracker()
         guix.proxy_rules(site.node, {})
         if seeder == "empty":
@@ -150,14 +155,17 @@ class Bench:
 
     def clean(self, fetcher: Fetcher, name: str) -> None:
         """Have a node know and have nothing."""
+        ownseeder.stop(fetcher)
         if fetcher.exists(name):
             fetcher.node.run("guix", "gc", "-D", *self.items[name], timeout=300)
         fetcher.node.run("rm", "-rf", "/var/guix/substitute", "/var/guix/narswarm")
 
-    def once(self, fetcher: Fetcher, name: str) -> float:
-        """Seconds of one cold substitution of a closure."""
+    def once(self, fetcher: Fetcher, name: str, *, own: bool = False) -> float:
+        """Seconds of one cold substitution of a closure, maybe with a seeder on the same node."""
         node = fetcher.node
         self.clean(fetcher, name)
+        if own:
+            ownseeder.start(fetcher)
         with redirect_stdout(io.StringIO()):
             start = time.perf_counter()
             fetcher.build(name, timeout=LIMIT)
@@ -175,13 +183,14 @@ class Bench:
         for _ in range(rounds):
             if cell.seeder == "cold":
                 self.prepare(cell.seeder)  # what was fetched is warm afterwards
-            ours.append(self.once(one, cell.closure))
+            ours.append(self.once(one, cell.closure, own=cell.own))
             theirs.append(self.once(other, cell.closure))
         over_http = (one.http_bytes() - before) / rounds / 1e6
         median, beside = statistics.median(ours), statistics.median(theirs)
         link = f"{cell.wire.mbit:g} Mbit/s, {cell.wire.rtt:g} ms"
+        seeder = f"{cell.seeder}{', own' if cell.own else ''}"
         print(
-            f"{cell.closure:<8}{link:<20}{cell.seeder:<8}{median:>9.1f}{beside:>9.1f}"
+            f"{cell.closure:<8}{link:<20}{seeder:<11}{median:>9.1f}{beside:>9.1f}"
             f"{median / beside:>8.2f}{over_http:>10.1f}",
             flush=True,
         )
@@ -198,9 +207,9 @@ def main() -> None:
         bench = Bench(cluster, {cell.closure for cell in cells})
         nodes = Fetcher(bench.site, "Ours"), Fetcher(bench.site, "Guix", program="guix")
         heads = f"{'ours':>9}{'guix':>9}{'ratio':>8}{'HTTP MB':>10}"
-        print(f"{'closure':<8}{'link':<20}{'seeder':<8}{heads}   (seconds)", flush=True)
+        print(f"{'closure':<8}{'link':<20}{'seeder':<11}{heads}   (seconds)", flush=True)
         with bench.links:
-            for seeder in SEEDERS:
+            for seeder in (*SEEDERS, SLOW):
                 todo = [cell for cell in cells if cell.seeder == seeder]
                 if todo and seeder != "cold":
                     bench.prepare(seeder)
