@@ -92,7 +92,7 @@ def test_stock_client(
     assert answer is not None
     (torrent,) = answer["torrents"]
     complete = start(client)
-    wait_for(f"{start.__name__} has it all", complete, 60)
+    wait_for(f"{start.__name__} has it all", complete, 300)
     payload = client.read(f"{DOWNLOADS}/{torrent['name']}")
     assert len(payload) == torrent["length"]
 

@@ -28,7 +28,7 @@ def _learn_torrent(site: Site, b: Fetcher, label: str) -> None:
 def test_dht_alone(site: Site, fetcher: Callable[..., Fetcher]) -> None:
     """A torrent without any peer address finds the seeder in the DHT."""
     site.wait_published("medium")
-    wait_for("medium in the DHT", lambda: site.in_dht("medium"), 90)
+    wait_for("medium in the DHT", lambda: site.in_dht("medium"), 300)
     b = fetcher()
     _learn_torrent(site, b, "medium")
     for peers in b.node.path(TORRENTS).rglob("*.peers"):
@@ -37,7 +37,7 @@ def test_dht_alone(site: Site, fetcher: Callable[..., Fetcher]) -> None:
     b.build("medium")
     b.assert_equal("medium")
     assert b.http_bytes() == 0
-    assert site.uploaded() > before
+    wait_for("the seeder's counter", lambda: site.uploaded() > before)
 
 
 def test_torrent_learned_before(site: Site, fetcher: Callable[..., Fetcher]) -> None:

@@ -26,7 +26,8 @@ def test_every_item_comes_from_the_swarm(
     everything = (*WANTED, *REFERENCES)
     site.wait_published(*everything)
     # In a race servers are asked for small items at once.
-    b = fetcher(mode, policy="swarm-first")
+    patience = {"first_byte_timeout": 60.0, "stall_timeout": 60.0}
+    b = fetcher(mode, policy="swarm-first", **patience)
     before = site.uploaded()
     output = b.build(*WANTED)
     b.assert_equal(*everything)
@@ -93,6 +94,6 @@ def test_repair(site: Site, fetcher: Callable[..., Fetcher]) -> None:
     damaged = f"{site.items['tree']}/lib/data"
     b.node.run("rm", damaged)
     b.node.write(damaged, "something else", 0o444)
-    b.node.run("guix", "gc", "--verify=contents,repair", timeout=120)
+    b.node.run("guix", "gc", "--verify=contents,repair")
     b.assert_equal("tree")
     assert b.http_bytes() == 0

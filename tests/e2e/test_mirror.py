@@ -120,7 +120,7 @@ def test_a_server_that_is_gone(
         mirror = Mirror(site, node)
         node.run("seeder", "mirror", *words, publish.url, site.items[items[0]])
         for label in items:
-            wait_for(f"{label} mirrored", lambda: seeded(site, label), 60)  # noqa: B023
+            wait_for(f"{label} mirrored", lambda: seeded(site, label), 300)  # noqa: B023
         publish.stop()
         node.kill("mirror")
         mirror.start()
@@ -153,7 +153,7 @@ def test_what_guix_publish_has_baked(
     try:
         mirror = Mirror(site, site.node, publish_cache="/srv/cache")
         for label in BAKED:
-            wait_for(f"{label} in the index", lambda: seeded(site, label), 60)  # noqa: B023
+            wait_for(f"{label} in the index", lambda: seeded(site, label), 300)  # noqa: B023
         state = mirror.status()["mirror"]
         assert (state["in_place"], state["bytes"]) == (len(BAKED), 0)
         b = fetcher(servers=(publish.url,))
@@ -161,7 +161,7 @@ def test_what_guix_publish_has_baked(
         b.assert_equal(*BAKED)
         name = site.items["single"].rpartition("/")[2]
         site.node.run("sh", "-c", f"rm /srv/cache/*/{name}.*")
-        wait_for("one file fewer", lambda: mirror.status()["mirror"]["in_place"] == 1, 60)
+        wait_for("one file fewer", lambda: mirror.status()["mirror"]["in_place"] == 1, 300)
     finally:
         site.node.kill("mirror")
         site.node.write(CONFIG, config)

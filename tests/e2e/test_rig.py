@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.rig import guix
 from tests.e2e.rig.guix import Mode
-from tests.e2e.rig.nodes import Cluster, CommandError, Node
+from tests.e2e.rig.nodes import Cluster, CommandError, Node, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -85,8 +85,7 @@ def test_death(cluster: Cluster) -> None:
     """A node's processes end with it, also those that left their session."""
     node = cluster.node("Dead")
     node.run("sh", "-c", "setsid sleep 4242 >/dev/null 2>&1 &")
-    assert len(node.processes("4242")) == 1
-    (pid,) = node.processes("4242")
+    (pid,) = wait_for("the process", lambda: node.processes("4242"))
     cluster.remove(node)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.e2e
 STATE = "/var/lib/narswarm/on-demand"
 MIB = 1 << 20
 
-#: Slow enough that a test can step in: 20 MB/s.
-SLOW = 160
+#: Slow enough that a test can step in: 8 MB/s.
+SLOW = 64
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def _held(site: Site, label: str) -> bool:
 
 def _wait_held(site: Site, *labels: str) -> None:
     for label in labels:
-        wait_for(f"{label} is held", functools.partial(_held, site, label), 60)
+        wait_for(f"{label} is held", functools.partial(_held, site, label), 300)
 
 
 def test_made_when_wanted(
@@ -73,7 +73,7 @@ def test_made_when_wanted(
         print(f"{label}: {time.monotonic() - begin:.2f} s")
         b.assert_equal(label)
     assert b.http_bytes() == 0
-    assert site.status()["payloads"] == len(sizes)
+    wait_for("all payloads", lambda: site.status()["payloads"] == len(sizes))
 
 
 def test_new_item(site: Site, seeder: Callable[..., None]) -> None:
@@ -82,7 +82,7 @@ def test_new_item(site: Site, seeder: Callable[..., None]) -> None:
     wait_for("a first look", lambda: site.status()["items"] > 0)
     site.add("newcomer", os.urandom(1000))
     begin = time.monotonic()
-    wait_for("newcomer is held", lambda: _held(site, "newcomer"), 60)
+    wait_for("newcomer is held", lambda: _held(site, "newcomer"), 300)
     print(f"held after {time.monotonic() - begin:.1f} s")
     assert (site.index("newcomer") or {})["torrents"] == []
 
@@ -145,10 +145,10 @@ def test_collected_while_it_is_sent(
         torrents = (site.index("collected") or {"torrents": []})["torrents"]
         return {peer.rpartition(":")[0] for torrent in torrents for peer in torrent["peers"]}
 
-    wait_for("the second seeder", lambda: second.address in peers(), 60)
+    wait_for("the second seeder", lambda: second.address in peers(), 300)
     site.node.run("seeder", "add", site.items["collected"])
-    wait_for("both seeders", lambda: {site.node.address, second.address} <= peers(), 60)
-    assert (site.index("collected") or {})["holders"] == 2
+    wait_for("both seeders", lambda: {site.node.address, second.address} <= peers(), 300)
+    wait_for("both holders", lambda: (site.index("collected") or {})["holders"] == 2)
     payload = f"{site.nar_hash('collected')}.nar.zst"
     find = ("find", STATE, "-name", payload)
     assert site.node.run(*find).stdout
@@ -158,7 +158,7 @@ def test_collected_while_it_is_sent(
     wait_for("an upload", lambda: site.uploaded() > 4 * MIB)
     site.node.run("guix", "gc", "-D", site.items["collected"])
     wait_for("the end of its payload", lambda: not site.node.run(*find).stdout)
-    build.wait(60)
+    build.wait(300)
     print(build.tail())
     assert b.has("collected")
     assert guix.nar_hash(b.node, site.items["collected"]) == site.nar_hash("collected")
@@ -169,7 +169,7 @@ def test_collected_while_it_is_sent(
 
 
 ASK = """import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as peer:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 60) as peer:
     head = b"\\x13BitTorrent protocol" + bytes(8)
     peer.sendall(head + bytes.fromhex(sys.argv[3]) + b"-XX0000-" + b"x" * 12)
     try:
@@ -224,7 +224,7 @@ def test_private_items(
     sniffer.wait_ready(lambda: "ready" in sniffer.tail())
     seeder(premake="1 GiB", lsd=True, include=["e2e-public", "e2e-private"])
     site.wait_published("public")
-    b = fetcher(lsd=True, policy="swarm-first")
+    b = fetcher(lsd=True, policy="swarm-first", first_byte_timeout=60.0, stall_timeout=60.0)
     b.build("public")
     assert b.http_bytes() == 0
     wait_for("public in the DHT", lambda: site.in_dht("public"))
@@ -330,7 +330,7 @@ def test_tracker_restarted(
     begin = time.monotonic()
     _wait_held(site, "cold")
     print(f"held again after {time.monotonic() - begin:.1f} s")
-    site.wait_published("before", timeout=120)
+    site.wait_published("before", timeout=600)
     print(f"seeded again after {time.monotonic() - begin:.1f} s")
     b = fetcher()
     b.build("before", "cold")

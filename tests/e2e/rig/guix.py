@@ -80,7 +80,7 @@ def authorize(node: Node, key: str) -> None:
 def seed_store(node: Node, *, big: bool = True) -> dict[str, str]:
     """Put the sample items of seed.scm into the node's store; store paths by label."""
     words = ["big"] if big else []
-    output = node.run("guix", "repl", "--", "/opt/rig/seed.scm", *words, timeout=120).stdout
+    output = node.run("guix", "repl", "--", "/opt/rig/seed.scm", *words).stdout
     return dict(line.split(" ", 1) for line in output.splitlines())
 
 
@@ -120,7 +120,7 @@ def nar_bytes(node: Node) -> int:
 
 
 def build(
-    node: Node, *items: str, args: Sequence[str] = (), check: bool = True, timeout: float = 120.0
+    node: Node, *items: str, args: Sequence[str] = (), check: bool = True, timeout: float = 600.0
 ) -> str:
     """`guix build` of store items or derivations; everything it printed.
 
@@ -144,7 +144,7 @@ def has(node: Node, item: str) -> bool:
     """Whether the item is valid in the node's store, by the daemon's database."""
     query = f"SELECT count(*) FROM ValidPaths WHERE path = '{item}'"  # noqa: S608
     # The daemon may still be closing the database.
-    command = ("sqlite3", "-cmd", ".timeout 10000", "/var/guix/db/db.sqlite", query)
+    command = ("sqlite3", "-cmd", ".timeout 60000", "/var/guix/db/db.sqlite", query)
     return node.run(*command).stdout.strip() == "1"
 
 
@@ -158,4 +158,4 @@ def metadata(node: Node, item: str) -> list[str]:
 
 def verify_contents(node: Node) -> None:
     """Let the daemon compare all files of the store with its database."""
-    node.run("guix", "gc", "--verify=contents", timeout=120)
+    node.run("guix", "gc", "--verify=contents")

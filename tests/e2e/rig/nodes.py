@@ -32,6 +32,9 @@ HERE = Path(__file__).resolve().parent
 #: Directories of which each node has its own writable copy.
 WRITABLE = ("etc", "var", "gnu", "root", "home", "srv", "opt", "tmp", "run", "usr/local")
 
+#: Seconds that a machine may need which is busy with other things, too.
+PATIENCE = 120.0
+
 # A private network, on which libtorrent leaves DHT nodes the identities they start with.
 NETWORK = "10.99.0"
 ENVIRONMENT = {
@@ -54,7 +57,7 @@ class DeadlineError(Exception):
     """Something that was waited for did not come about."""
 
 
-def wait_for(what: str, condition: Callable[[], T | None], timeout: float = 30.0) -> T:
+def wait_for(what: str, condition: Callable[[], T | None], timeout: float = PATIENCE) -> T:
     """The first true value of `condition`, which is asked again and again.
 
     Raises:
@@ -97,7 +100,7 @@ class Service:
         """The end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
-    def wait_ready(self, condition: Callable[[], object], timeout: float = 30.0) -> None:
+    def wait_ready(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:
         """Wait for `condition`; raise `CommandError` with its log when it ends or is too slow."""
 
         def probe() -> bool:
@@ -134,7 +137,7 @@ class Service:
         except subprocess.TimeoutExpired:
             raise DeadlineError(f"{self.name}: still runs after {timeout:g} s") from None
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 15.0) -> None:
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 60.0) -> None:
         """End it by a signal, and by SIGKILL when it takes longer than `timeout` seconds.
 
         SIGKILL hits its descendants as well: some would serve on without their parent.
@@ -227,7 +230,7 @@ class Node:
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
         check: bool = True,
-        timeout: float = 60.0,
+        timeout: float = 300.0,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the node to its end.
 
@@ -442,7 +445,7 @@ def _only_child(pid: int) -> int | None:
 
 def _expect_ready(process: subprocess.Popen[bytes], log: Path | None) -> None:
     assert process.stdout is not None
-    select.select([process.stdout], [], [], 30.0)
+    select.select([process.stdout], [], [], PATIENCE)
     if os.read(process.stdout.fileno(), 100) != b"ready\n":
         process.kill()
         text = log.read_text(errors="replace") if log else ""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A libtorrent client that finds peers by a tracker and by nothing else.
 
-peer.py TORRENT DIRECTORY PORT TRACKER    fetch into DIRECTORY, or seed what is there, until killed
+peer.py TORRENT DIRECTORY PORT TRACKER [RATE]
 
-It prints `whole` as soon as it has everything.
+It fetches into DIRECTORY, or seeds what is there, until killed; at most RATE bytes a second are
+sent. It prints `whole` as soon as it has everything.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import libtorrent as lt
 
 
-def main(torrent: str, directory: str, port: str, tracker: str) -> None:
+def main(torrent: str, directory: str, port: str, tracker: str, rate: str = "0") -> None:
     """Take part in the swarm until killed."""
     session = lt.session(
         {
@@ -31,6 +32,7 @@ def main(torrent: str, directory: str, port: str, tracker: str) -> None:
     params.trackers = [tracker]
     params.flags |= lt.torrent_flags.disable_pex
     handle = session.add_torrent(params)
+    handle.set_upload_limit(int(rate))
     handle.replace_trackers([lt.announce_entry(tracker)])
     said = False
     while True:

@@ -135,7 +135,7 @@ class Site:
         that it finds them.
         """
         command = ("guix", "repl", "--", "/opt/rig/chain.scm", f"e2e-{label}", str(count))
-        output = self.node.run(*command, self.items["busybox"], timeout=120).stdout
+        output = self.node.run(*command, self.items["busybox"]).stdout
         made = dict(line.split(" ", 1) for line in output.splitlines())
         self.items |= made
         self.stop("seeder")
@@ -170,7 +170,7 @@ class Site:
         """What the tracker's index says about an item."""
         url = f"{TRACKER}/v1/nar/{self.nar_hash(label)}"
         done = self.node.run(
-            "curl", "-sS", "--fail-with-body", "--max-time", "10", url, check=False
+            "curl", "-sS", "--fail-with-body", "--max-time", "60", url, check=False
         )
         answer: dict[str, Any] | None = json.loads(done.stdout) if not done.returncode else None
         return answer
@@ -181,7 +181,7 @@ class Site:
         self.node.run("curl", "-sS", "-f", "-o", "/srv/torrent", url)
         return self.node.read("/srv/torrent")
 
-    def wait_published(self, *labels: str, timeout: float = 60.0) -> None:
+    def wait_published(self, *labels: str, timeout: float = 300.0) -> None:
         """Wait until the tracker lists items with a seeder each."""
 
         def seeded() -> bool:
@@ -255,7 +255,7 @@ class Fetcher:
         }[program]
         self.daemon = guix.daemon_start(node, mode, servers, env, daemon_args)
 
-    def build(self, *labels: str, args: Sequence[str] = (), timeout: float = 120.0) -> str:
+    def build(self, *labels: str, args: Sequence[str] = (), timeout: float = 600.0) -> str:
         """`guix build` of items by label; everything it printed."""
         items = [self.site.items[label] for label in labels]
         return guix.build(self.node, *items, args=args, check=False, timeout=timeout)
