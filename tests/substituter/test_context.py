@@ -35,7 +35,7 @@ def second() -> Iterator[Site]:
     made.close()
 
 
-def find(world: World, *items: Item, timeout: float = 10.0) -> list[str]:
+def find(world: World, *items: Item, timeout: float = 120.0) -> list[str]:
     """The paths of which a narinfo was found."""
     return list(world.context.narinfos([item.path for item in items], timeout))
 
@@ -189,12 +189,12 @@ def test_a_server_that_hangs_leaves_time_to_the_trackers(
     over = threading.Event()
 
     def hang(_: BaseHTTPRequestHandler) -> None:
-        over.wait(120)
+        over.wait(300)
 
     site.bodies[f"/{item.hash_part}.narinfo"] = hang
     changed = dataclasses.replace(settings, trackers=(f"{second.url}/announce",))
     try:
-        assert find(enter(site.url, changed=changed), item, timeout=2.0) == [item.path]
+        assert find(enter(site.url, changed=changed), item, timeout=60.0) == [item.path]
     finally:
         over.set()
 
@@ -317,7 +317,7 @@ def test_a_narinfo_without_a_place_does_not_hide_others(
     site.offer(item)
     second.offer(item, "none")
     world = enter(site.url, second.url)
-    found = world.context.narinfos([item.path], 5.0)[item.path]
+    found = world.context.narinfos([item.path], 120.0)[item.path]
     assert [source.url for source in found.sources] == [f"{second.url}/nar/none/{item.path[11:]}"]
 
 
@@ -331,21 +331,22 @@ def test_mirrors_are_asked_while_servers_are_silent(
 ) -> None:
     """What a tracker mirrors is taken although a server hasn't answered by then."""
     monkeypatch.setattr(module, "_SILENCE", 0.1)
+    monkeypatch.setattr(module, "_READ_TIMEOUT", 300.0)
     item = make_item("a")
     mirror(second, item)
     over = threading.Event()
 
     def hang(_: BaseHTTPRequestHandler) -> None:
-        over.wait(120)
+        over.wait(300)
 
     site.bodies[f"/{item.hash_part}.narinfo"] = hang
     changed = dataclasses.replace(settings, trackers=(f"{second.url}/announce",))
     world = enter(site.url, changed=changed)
     answers: list[list[str]] = []
-    asking = threading.Thread(target=lambda: answers.append(find(world, item, timeout=60.0)))
+    asking = threading.Thread(target=lambda: answers.append(find(world, item, timeout=600.0)))
     asking.start()
-    # The client would give the server up after 10 seconds, and ask the tracker then.
-    asking.join(8.0)
+    # The client would give the server up in the end, and ask the tracker then.
+    asking.join(120.0)
     found = list(answers)
     over.set()
     asking.join()
