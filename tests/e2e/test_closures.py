@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.rig import guix
+from tests.e2e.rig import guix, ownseeder
 from tests.e2e.rig.guix import Mode
 from tests.e2e.rig.nodes import wait_for
 from tests.e2e.rig.site import Fetcher, Site
@@ -55,3 +56,44 @@ def test_all_but_peers_gone(site: Site, fetcher: Callable[..., Fetcher], chain: 
     b.build(chain[-1])
     b.assert_equal(*chain)
     assert b.http_bytes() == before == 0
+
+
+@pytest.fixture(name="many")
+def many_fixture(site: Site) -> Iterator[list[str]]:
+    """The labels of items that are no round trip only; what A sends takes seconds for all."""
+    labels = [f"many-{number}" for number in range(LENGTH)]
+    for label in labels:
+        site.add(label, os.urandom(1 << 20))
+    site.stop("seeder")
+    site.start_seeder()
+    site.wait_published(*labels)
+    site.node.limit(16)
+    yield labels
+    site.node.limit(None)
+
+
+def test_through_the_seeder_of_the_machine(
+    site: Site, fetcher: Callable[..., Fetcher], many: list[str]
+) -> None:
+    """Where a seeder runs it fetches the items, the later ones ahead, and seeds them then."""
+    b = fetcher()
+    ownseeder.start(b)
+    build = b.node.spawn("build", "guix", "build", *(site.items[label] for label in many))
+
+    def ahead() -> bool:
+        shown = ownseeder.status(b)
+        return bool(shown["fetching"] > 1 and shown["planned"])
+
+    wait_for("a plan", ahead)
+    build.wait(300)
+    b.assert_equal(*many)
+    assert b.http_bytes() == 0
+    wait_for("the payloads", lambda: ownseeder.status(b)["payloads"] >= LENGTH, 120)
+    for label in many:
+        wait_for(f"{label} by B", lambda label=label: b.node.address in peers(site, label), 120)  # type: ignore[misc]
+
+
+def peers(site: Site, label: str) -> set[str]:
+    """Who seeds an item, as the tracker says."""
+    torrents = (site.index(label) or {"torrents": []})["torrents"]
+    return {peer.rpartition(":")[0] for torrent in torrents for peer in torrent["peers"]}
