@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol
 
+from narswarm import webseeds
 from narswarm.candidates import Candidate
 from narswarm.download import Progress, SwarmStalledError
 from narswarm.errors import NetworkError
@@ -126,7 +127,7 @@ class Finding:
             if candidate.infohash not in seen and len(seen) < MAX_TORRENTS:
                 seen.add(candidate.infohash)
                 begun = time.monotonic()
-                yield self._from_swarm(candidate, stall)
+                yield self._from_swarm(candidate, self._web_seeds(narinfo, candidate), stall)
 
     @contextlib.contextmanager
     def _from_seeder(
@@ -156,13 +157,14 @@ class Finding:
 
     @contextlib.contextmanager
     def _from_swarm(
-        self, candidate: Candidate, stall: Callable[[Progress], bool]
+        self, candidate: Candidate, web_seeds: list[str], stall: Callable[[Progress], bool]
     ) -> Iterator[Attempt]:
         download = self._session.swarm().fetch(
             candidate.torrent,
             self._session.downloads,
             trackers=self._context.settings.trackers,
             peers=candidate.peers,
+            web_seeds=web_seeds,
         )
         try:
             yield Attempt(
@@ -175,6 +177,18 @@ class Finding:
         finally:
             with contextlib.suppress(OSError):
                 download.cancel(keep=False)
+
+    def _web_seeds(self, narinfo: Narinfo, candidate: Candidate) -> list[str]:
+        """Where the payload is over HTTP, as far as this machine knows by itself.
+
+        A server's own file as a web seed is a way to that server, which the policy may bar.
+        """
+        settings = self._context.settings
+        found = [*webseeds.of_settings(settings.web_seeds, candidate.kind)]
+        if candidate.kind is Kind.SERVER and settings.policy != Policy.SWARM_ONLY:
+            urls = self._context.options.urls
+            found += webseeds.of_servers(narinfo.sources, urls, candidate.name, candidate.length)
+        return found
 
     def _servers(self, narinfo: Narinfo) -> Attempts:
         tried: set[str] = set()

@@ -19,6 +19,7 @@ from narswarm.httpclient import HttpClient
 from substituter import challenge, daemonprocess, doctor, manifests, weather
 from substituter.challenge import Outcome
 from substituter.context import tracker_base
+from substituter.flags import policy_option
 from substituter.settings import SubstituterSettings
 from substituter.survey import Survey
 
@@ -42,24 +43,29 @@ _manifest_option = click.option(
 @click.argument("paths", nargs=-1, metavar="[PATH|-]...")
 @_manifest_option
 @_urls_option
+@policy_option
 @cli.config_option
 @cli.json_option
 def show_weather(
     paths: tuple[str, ...],
     manifest: Path | None,
     substitute_urls: str | None,
+    policy: str | None,
     config: Path | None,
     as_json: bool,
 ) -> ExitCode:
     """Show who can serve store items: how many seeds, and which servers.
 
     `N would` is the number of seeders that have the item and begin to seed it as soon as somebody
-    wants it. Exit code 5: some items are missing. Exit code 8: nobody answers.
+    wants it. The DHT is not asked, which may know more seeds. Exit code 5: some items are missing.
+    Exit code 8: nobody answers.
     """
-    settings = narswarm_settings.load(SubstituterSettings, "substituter", file=config)
+    settings = narswarm_settings.load(
+        SubstituterSettings, "substituter", file=config, flags={"policy": policy}
+    )
     wanted = _wanted(paths, manifest)
     with _survey(settings, substitute_urls) as survey:
-        found = weather.forecast(survey, wanted, settings.quorum)
+        found = weather.forecast(survey, wanted, settings.quorum, settings.policy)
         _complain(survey)
         silent = dict(survey.silent)
     if as_json:
@@ -69,9 +75,11 @@ def show_weather(
                 "summary": {
                     "items": len(found),
                     "swarm": sum(each.from_swarm for each in found),
-                    "http": sum(bool(each.servers) for each in found),
+                    "http": sum(each.from_http for each in found),
                     "missing": sum(each.is_missing for each in found),
                 },
+                "policy": settings.policy,
+                "dht": "not asked" if settings.dht else "off",
                 "silent": silent,
             }
         )
@@ -79,6 +87,8 @@ def show_weather(
         for line in weather.table(found, settings.quorum):
             click.echo(cli.printable(line))
         click.echo(weather.summary(found))
+        if settings.dht and any(each.is_unseeded for each in found):
+            click.echo("The DHT was not asked; it may know seeds that no tracker knows.")
     return ExitCode.NOT_FOUND if any(each.is_missing for each in found) else ExitCode.OK
 
 
@@ -165,7 +175,8 @@ def _survey(settings: SubstituterSettings, urls: str | None) -> Iterator[Survey]
     servers = daemonprocess.substitute_urls() if urls is None else tuple(urls.split())
     trackers = [tracker_base(announce) for announce in settings.trackers]
     with HttpClient(_TIMEOUT) as client:
-        yield Survey(client, servers, trackers, Acl.load(settings.acl))
+        acl = Acl.load(settings.acl)
+        yield Survey(client, servers, trackers, acl, web_seeds=settings.web_seeds)
 
 
 def _complain(survey: Survey) -> None:

@@ -34,6 +34,10 @@ _UNITS: Final = tuple(
 )
 _SETS_PATH: Final = re.compile(r"""^Environment=.*?GUIX_EXTENSIONS_PATH=([^"'\s]*)""", re.MULTILINE)
 _MAX_FILE: Final = 1 << 20
+_DROP_IN: Final = """\
+# Written by `substituter install`; `substituter uninstall` takes it away.
+[Service]
+"""
 
 
 class Before(NamedTuple):
@@ -95,7 +99,7 @@ def kind(root: Path) -> str:
 
 
 def plan(
-    root: Path, program: Path, *, extension_only: bool = False
+    root: Path, program: Path, *, extension_only: bool = False, policy: str | None = None
 ) -> tuple[list[Change], list[str]]:
     """What would be written, and what somebody should know about it.
 
@@ -103,6 +107,7 @@ def plan(
         root: of the system.
         program: the substituter, as guix-daemon will find it.
         extension_only: whether to leave `GUIX` alone where it could be used.
+        policy: goes before that of the settings.
 
     Raises:
         SettingsError: the program's name can't stand in a unit.
@@ -112,18 +117,17 @@ def plan(
         raise SettingsError("--program", f"expected a plain absolute path, got {program}")
     theirs, notes = _other_extensions(root)
     directories = [f"/{DIRECTORY}", *theirs]
-    drop_in = (
-        "# Written by `substituter install`; `substituter uninstall` takes it away.\n"
-        "[Service]\n"
-        f"Environment=GUIX_EXTENSIONS_PATH={':'.join(dict.fromkeys(directories))}\n"
-        f"Environment=NARSWARM_SUBSTITUTER={program}\n"
-    )
+    variables = [
+        f"GUIX_EXTENSIONS_PATH={':'.join(dict.fromkeys(directories))}",
+        *_variables(program, policy),
+    ]
     wanted = [(DIRECTORY / EXTENSION.name, EXTENSION.read_bytes(), 0o644)]
     texts = [_text(file) for file in _unit_files(root)]
     guix = None if extension_only else launcher.real_guix(root, texts)
     if guix is not None:
         wanted.append((launcher.LAUNCHER, launcher.text(program, guix), launcher.MODE))
-        drop_in += f"Environment=GUIX=/{launcher.LAUNCHER}\n"
+        variables.append(f"GUIX=/{launcher.LAUNCHER}")
+    drop_in = _DROP_IN + "".join(f"Environment={each}\n" for each in variables)
     wanted.append((DROP_IN, drop_in.encode(), 0o644))
     changes = []
     for path, content, mode in wanted:
@@ -235,31 +239,34 @@ def load(root: Path) -> Record:
         raise InvalidInputError(file, "is not a record of an installation") from error
 
 
-def snippet(system: str, program: Path) -> str:
+def snippet(system: str, program: Path, policy: str | None = None) -> str:
     """What somebody has to write themselves where files of ours wouldn't count."""
-    variables = [
-        f"GUIX_EXTENSIONS_PATH={EXTENSION.parent}",
-        f"NARSWARM_SUBSTITUTER={program}",
-    ]
+    variables = [f"GUIX_EXTENSIONS_PATH={EXTENSION.parent}", *_variables(program, policy)]
     if system == "guix-system":
+        quoted = f"\n{' ' * 15}".join(f'"{each}"' for each in variables)
         return f"""\
 (modify-services %base-services        ; or %desktop-services: what your services begin with
   (guix-service-type config =>
     (guix-configuration
       (inherit config)
       (environment
-        (cons* "{variables[0]}"
-               "{variables[1]}"
+        (cons* {quoted}
                (guix-configuration-environment config))))))
 """
     if system == "shepherd":
+        quoted = f"\n{' ' * 7}".join(f'"{each}"' for each in variables)
         return f"""\
 #:environment-variables
-(cons* "{variables[0]}"
-       "{variables[1]}"
+(cons* {quoted}
        (default-environment-variables))
 """
     return "".join(f"{each}\n" for each in variables)
+
+
+def _variables(program: Path, policy: str | None) -> list[str]:
+    """What guix-daemon's helpers find in their environment."""
+    named = [f"NARSWARM_SUBSTITUTER={program}"]
+    return [*named, f"NARSWARM_SUBSTITUTER_POLICY={policy}"] if policy else named
 
 
 def _make(root: Path, directory: Path) -> None:

@@ -13,6 +13,7 @@ import click
 from narswarm import cli
 from narswarm.errors import ExitCode, NarswarmError, SettingsError
 from substituter import install
+from substituter.flags import policy_option
 
 _HOST = Path("/")
 
@@ -58,21 +59,28 @@ _ADVICE = {
 @click.option(
     "--extension-only", is_flag=True, help="Use Guix's extension also where GUIX would be faster."
 )
+@policy_option
 def install_command(
-    program: Path | None, root: Path, dry_run: bool, yes: bool, restart: bool, extension_only: bool
+    program: Path | None,
+    root: Path,
+    dry_run: bool,
+    yes: bool,
+    restart: bool,
+    extension_only: bool,
+    policy: str | None,
 ) -> None:
     """Have guix-daemon use the substituter, under systemd.
 
     Shows what is written before it is: Guix's extension and, for a daemon of a distribution's
     package, a launcher, both in /usr/local/lib/narswarm; and the daemon's environment in a
-    drop-in. Elsewhere it shows what to write, and writes nothing.
+    drop-in, with the policy if one is named. Elsewhere it shows what to write, and writes nothing.
     """
     named = _program(program, root)
     system = install.kind(root)
     if system != "systemd":
-        click.echo(install.snippet(system, named), nl=False)
+        click.echo(install.snippet(system, named, policy), nl=False)
         raise NarswarmError(*_ADVICE[system])
-    changes, notes = install.plan(root, named, extension_only=extension_only)
+    changes, notes = install.plan(root, named, extension_only=extension_only, policy=policy)
     for line in install.diff(changes):
         click.echo(cli.printable(line))
     for note in notes:

@@ -25,6 +25,7 @@ from narswarm.httpwire import split
 from narswarm.sdnotify import Notifier
 from substituter import daemonprocess
 from substituter.context import Context
+from substituter.flags import policy_option
 from substituter.gateway import Server
 from substituter.gatewayitems import Items
 from substituter.gatewaypool import Pool
@@ -68,9 +69,15 @@ _HOUR: Final = 3600.0
     show_default=True,
     help="GiB that payloads may take; larger items aren't served.",
 )
+@policy_option
 @cli.config_option
 def gateway_command(
-    listen: str, substitute_urls: str | None, state: Path, disk: int, config: Path | None
+    listen: str,
+    substitute_urls: str | None,
+    state: Path,
+    disk: int,
+    policy: str | None,
+    config: Path | None,
 ) -> None:
     """Be a substitute server whose NARs come from the swarm.
 
@@ -81,7 +88,7 @@ def gateway_command(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     address = parse_listen(listen)
     settings = narswarm_settings.load(
-        SubstituterSettings, "substituter", file=config, flags={"state": state}
+        SubstituterSettings, "substituter", file=config, flags={"state": state, "policy": policy}
     )
     try:
         (state / "gateway").mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
+from urllib.parse import quote
 
-from narswarm import base32, narinfo, storepath
+from narswarm import base32, narinfo, storepath, webseeds
 from narswarm.acl import Acl
 from narswarm.errors import InvalidInputError, NarswarmError, NetworkError
 from narswarm.httpclient import HttpClient, Response
@@ -60,17 +61,19 @@ class Swarm(NamedTuple):
         peers: those that don't.
         holders: seeders that could make a torrent.
         length: bytes of the payload, None where there is no torrent yet.
+        web_seeds: directories of the settings that have the payload.
     """
 
     seeds: int
     peers: int
     holders: int
     length: int | None
+    web_seeds: int = 0
 
     @property
     def can_serve(self) -> bool:
         """Whether anybody there has the item."""
-        return bool(self.seeds or self.holders)
+        return bool(self.seeds or self.holders or self.web_seeds)
 
 
 NOBODY: Final = Swarm(0, 0, 0, None)
@@ -84,7 +87,8 @@ class Survey:
         servers: URLs of substitute servers.
         trackers: base URLs of trackers.
         acl: whose signatures count.
-        timeout: seconds for all narinfos, and again for all swarms.
+        timeout: seconds for all narinfos, again for all swarms, and again for all web seeds.
+        web_seeds: URLs of directories with payloads.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Survey:
         trackers: Sequence[str],
         acl: Acl,
         timeout: float = 30.0,
+        web_seeds: Sequence[str] = (),
     ) -> None:
         self.servers = tuple(dict.fromkeys(server.rstrip("/") for server in servers))
         self.trackers = tuple(dict.fromkeys(trackers))
@@ -101,6 +106,7 @@ class Survey:
         """Who gave no proper answer, and why."""
         self.heard: set[str] = set()
         """Who gave one."""
+        self._web_seeds = tuple(dict.fromkeys(web_seeds))
         self._client = client
         self._acl = acl
         self._timeout = timeout
@@ -138,6 +144,7 @@ class Survey:
             for base in self.trackers
         }
         found = dict.fromkeys(wanted, NOBODY)
+        names_of: dict[bytes, set[tuple[str, int]]] = {each: set() for each in wanted}
         for tracker, answers in self._ask(asked, MAX_ANSWER).items():
             for nar_hash, response in zip(wanted, answers, strict=True):
                 if response is None or response.status not in _FOUND:
@@ -148,6 +155,32 @@ class Survey:
                     self.silent[tracker] = error.reason
                     continue
                 found[nar_hash] = _more(found[nar_hash], entry)
+                names_of[nar_hash] |= {
+                    (torrent.name, torrent.length)
+                    for torrent in entry.torrents
+                    if webseeds.of_settings(self._web_seeds, torrent.kind)
+                }
+        return self._with_web_seeds(found, names_of)
+
+    def _with_web_seeds(
+        self, found: dict[bytes, Swarm], names: Mapping[bytes, Iterable[tuple[str, int]]]
+    ) -> dict[bytes, Swarm]:
+        """Count those that have the payload of the best torrent."""
+        payloads = {
+            nar_hash: name
+            for nar_hash, torrents in names.items()
+            for name, length in torrents
+            if length == found[nar_hash].length
+        }
+        asked = {
+            directory: [f"{directory}{quote(name)}" for name in payloads.values()]
+            for directory in self._web_seeds
+        }
+        for answers in self._ask(asked, 0, "HEAD").values():
+            for nar_hash, response in zip(payloads, answers, strict=True):
+                swarm = found[nar_hash]
+                if response is not None and _has(response, swarm.length):
+                    found[nar_hash] = swarm._replace(web_seeds=swarm.web_seeds + 1)
         return found
 
     def _judge(self, source: str, path: str, response: Response | None) -> Said | None:
@@ -168,7 +201,7 @@ class Survey:
         )
 
     def _ask(
-        self, asked: Mapping[str, Sequence[str]], max_bytes: int
+        self, asked: Mapping[str, Sequence[str]], max_bytes: int, method: str = "GET"
     ) -> dict[str, list[Response | None]]:
         """Ask all sources at the same time, each by a few connections.
 
@@ -180,7 +213,7 @@ class Survey:
         for source, urls in asked.items():
             starts = deque(range(0, len(urls), BATCH))
             for _ in range(min(CONNECTIONS, len(starts))):
-                arguments = (source, urls, starts, answers[source], end, max_bytes)
+                arguments = (source, urls, starts, answers[source], end, max_bytes, method)
                 threads.append(threading.Thread(target=self._work, args=arguments, daemon=True))
         for thread in threads:
             thread.start()
@@ -197,6 +230,7 @@ class Survey:
         answers: list[Response | None],
         end: float,
         max_bytes: int,
+        method: str,
     ) -> None:
         while source not in self.silent:
             try:
@@ -206,7 +240,11 @@ class Survey:
             batch = urls[start : start + BATCH]
             try:
                 left = max(0.001, end - time.monotonic())
-                responses = self._client.pipeline(batch, max_bytes=max_bytes, timeout=left)
+                responses = (
+                    self._client.pipeline(batch, max_bytes=max_bytes, timeout=left)
+                    if method == "GET"
+                    else (self._client.request(method, url, timeout=left) for url in batch)
+                )
                 for index, response in enumerate(responses, start):
                     answers[index] = response
                     self.heard.add(source)
@@ -214,6 +252,15 @@ class Survey:
                         self.silent[source] = f"answers {response.status}"
             except NarswarmError as error:
                 self.silent[source] = error.reason
+
+
+def _has(response: Response, length: int | None) -> bool:
+    """Whether the answer to a HEAD says that the payload is there, with its length."""
+    return (
+        response.status == HTTPStatus.OK
+        and length is not None
+        and response.headers.get("content-length") == str(length)
+    )
 
 
 def _more(known: Swarm, entry: IndexEntry) -> Swarm:

@@ -11,6 +11,7 @@ from narswarm.cli import format_size
 from narswarm.narinfo import Narinfo
 from narswarm.quorum import Opinion
 from substituter.preference import by_preference
+from substituter.race import Policy
 from substituter.survey import NOBODY, Said, Survey, Swarm
 
 
@@ -23,6 +24,7 @@ class Forecast(NamedTuple):
         said: what everybody says.
         opinions: what authorised keys say, the most common first.
         swarm: who has it.
+        policy: which ways are used.
     """
 
     path: str
@@ -30,6 +32,7 @@ class Forecast(NamedTuple):
     said: Sequence[Said]
     opinions: Sequence[Opinion]
     swarm: Swarm
+    policy: str = Policy.RACE
 
     @property
     def servers(self) -> list[Said]:
@@ -52,26 +55,42 @@ class Forecast(NamedTuple):
         return self.narinfo is not None and self.swarm.can_serve
 
     @property
+    def from_http(self) -> bool:
+        """Whether a server can, and may."""
+        return self.policy != Policy.SWARM_ONLY and bool(self.servers)
+
+    @property
+    def is_unseeded(self) -> bool:
+        """Whether there is a torrent, or may be one, of which trackers know no seeds."""
+        return self.narinfo is not None and not self.from_swarm
+
+    @property
     def is_missing(self) -> bool:
         """Whether nobody can."""
-        return not self.from_swarm and not self.servers
+        return not self.from_swarm and not self.from_http
 
     @property
     def download(self) -> int | None:
         """Bytes to be transferred, where somebody says."""
-        if self.from_swarm and self.swarm.length is not None:
-            return self.swarm.length
-        sizes = [by_preference(each.narinfo.sources)[0].file_size for each in self.servers]
-        return next((size for size in sizes if size is not None), None)
+        servers = self.servers if self.from_http else []
+        sizes = [by_preference(each.narinfo.sources)[0].file_size for each in servers]
+        by_http = next((size for size in sizes if size is not None), None)
+        by_swarm = self.swarm.length if self.from_swarm else None
+        if self.policy == Policy.HTTP_FIRST:
+            by_http, by_swarm = by_swarm, by_http
+        return by_http if by_swarm is None else by_swarm
 
 
-def forecast(survey: Survey, paths: Iterable[str], needed: int) -> list[Forecast]:
+def forecast(
+    survey: Survey, paths: Iterable[str], needed: int, policy: str = Policy.RACE
+) -> list[Forecast]:
     """Ask about items.
 
     Args:
         survey: whom to ask.
         paths: of the items.
         needed: the number of different keys that have to agree.
+        policy: which ways are used.
     """
     everything = survey.narinfos(paths)
     believed: dict[str, tuple[Narinfo | None, list[Opinion]]] = {}
@@ -82,7 +101,7 @@ def forecast(survey: Survey, paths: Iterable[str], needed: int) -> list[Forecast
     found = []
     for path, (narinfo, opinions) in believed.items():
         swarm = swarms.get(narinfo.nar_hash, NOBODY) if narinfo else NOBODY
-        found.append(Forecast(path, narinfo, everything[path], opinions, swarm))
+        found.append(Forecast(path, narinfo, everything[path], opinions, swarm, policy))
     return found
 
 
@@ -114,7 +133,7 @@ def describe(each: Forecast, needed: int) -> dict[str, Any]:
             "disagreement": quorum.disagreement(list(each.opinions)),
         },
         "available": [
-            name for name, yes in (("swarm", each.from_swarm), ("http", each.servers)) if yes
+            name for name, yes in (("swarm", each.from_swarm), ("http", each.from_http)) if yes
         ],
     }
 
@@ -135,7 +154,7 @@ def summary(found: Sequence[Forecast]) -> str:
     sizes = [each.download for each in found if each.download is not None]
     return (
         f"{sum(each.from_swarm for each in found)} of {len(found)} from the swarm, "
-        f"{sum(bool(each.servers) for each in found)} over HTTP, "
+        f"{sum(each.from_http for each in found)} over HTTP, "
         f"{sum(each.is_missing for each in found)} missing; "
         f"{format_size(sum(sizes))} to download"
     )
@@ -143,10 +162,14 @@ def summary(found: Sequence[Forecast]) -> str:
 
 def _row(each: Forecast, needed: int) -> tuple[str, ...]:
     swarm, keys = each.swarm, len(each.opinions[0].keys) if each.opinions else 0
+    said = []
     if swarm.seeds:
-        state = f"{swarm.seeds} seed{'' if swarm.seeds == 1 else 's'}"
-    else:
-        state = f"{swarm.holders} would" if swarm.holders else "-"
+        said.append(f"{swarm.seeds} seed{'' if swarm.seeds == 1 else 's'}")
+    if swarm.web_seeds:
+        said.append(f"{swarm.web_seeds} web seed{'' if swarm.web_seeds == 1 else 's'}")
+    if swarm.holders and not swarm.seeds:
+        said.append(f"{swarm.holders} would")
+    state = ", ".join(said) or "-"
     servers = ", ".join(_host(said.source) for said in each.servers)
     if not servers:
         servers = "unauthorised" if each.said and not each.opinions else "-"

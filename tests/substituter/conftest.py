@@ -71,6 +71,15 @@ class Site:
                 self.end_headers()
                 self.wfile.write(body or b"")
 
+            def do_HEAD(self) -> None:
+                """Say how long a body is."""
+                site.requests.append(f"HEAD {self.path}")
+                body = site.bodies.get(self.path)
+                length = len(body) if isinstance(body, bytes) else 0
+                self.send_response(200 if body else 404)
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
 

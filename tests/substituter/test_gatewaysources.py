@@ -14,6 +14,8 @@ import zstandard
 
 from narswarm import narinfo
 from narswarm.errors import NarswarmError, NetworkError
+from narswarm.merkle import PieceHasher
+from narswarm.metainfo import Metainfo
 from narswarm.narinfo import Narinfo
 from substituter.gatewaysources import Attempt, Finding, known_length
 from substituter.session import Session
@@ -21,6 +23,7 @@ from substituter.settings import SubstituterSettings
 from tests.narswarm.test_fetchclient import DONE, FakeSeeder, progress, source
 from tests.substituter.conftest import COMPRESS, Item, Net, Site, World, torrent_of
 from tests.substituter.test_seedersource import offered
+from tests.substituter.test_substitute import publish, ranged
 from tests.substituter.trackers import infohash
 
 Make = Callable[..., Item]
@@ -161,6 +164,46 @@ def test_a_swarm(
     plain = zstandard.ZstdDecompressor().decompressobj()
     assert plain.decompress(data) == item.nar
     assert known_length(world.context, signed(site, item)) == length
+
+
+@pytest.mark.parametrize("policy", ["swarm-first", "swarm-only"])
+def test_web_seeds(
+    enter: Enter,
+    site: Site,
+    make_item: Make,
+    settings: SubstituterSettings,
+    net: Net,
+    tmp_path: Path,
+    policy: str,
+) -> None:
+    """A directory of the settings, and a server that has its file's torrent: no peer is needed."""
+    item, theirs = make_item("a", os.urandom(200_000)), make_item("b", os.urandom(200_000))
+    site.offer(item)
+    site.offer(theirs, "zstd")
+    torrent, payload = torrent_of(item, tmp_path)
+    publish(net, item, torrent)
+    site.bodies[f"/payloads/{payload.name}"] = ranged(payload.read_bytes())
+    data = COMPRESS["zstd"](theirs.nar)
+    site.bodies[f"/nar/zstd/{theirs.path[11:]}"] = ranged(data)
+    hasher = PieceHasher()
+    hasher.update(data)
+    publish(net, theirs, Metainfo.of(theirs.path[11:], hasher.finish()).encode())
+    changed = dataclasses.replace(
+        settings,
+        trackers=(f"{net.tracker.url}/announce",),
+        web_seeds=(f"{site.url}/payloads/",),
+        policy=policy,
+        patience=1.0,
+        private_network=True,
+    )
+    world = enter(site.url, changed=changed)
+    assert take(world, signed(site, item), 1) == (
+        [("zstd", payload.stat().st_size, payload.read_bytes())],
+        [],
+    )
+    taken, _ = take(world, signed(site, theirs), 1)
+    # A server as a web seed is a server all the same.
+    assert taken == ([] if policy == "swarm-only" else [("any", len(data), data)])
 
 
 def test_what_nobody_wants_any_more(

@@ -49,6 +49,29 @@ def test_weather(run: Run, config: Path, site: Site, make_item: Make, tmp_path: 
     assert [each["available"] for each in shown["items"]] == [["swarm", "http"], ["http"]]
 
 
+def test_weather_by_another_policy(
+    run: Run, config: Path, site: Site, make_item: Make, tmp_path: Path
+) -> None:
+    """With swarm-only what only a server has is missing; that the DHT isn't asked is said."""
+    a, b = make_item("a"), make_item("b", b"b")
+    site.offer(a, "zstd")
+    site.offer(b, "zstd")
+    trackers.serve(site, a, torrent_of(a, tmp_path)[0])
+    arguments = ("weather", "--config", config, "--substitute-urls", site.url, a.path, b.path)
+    assert run(*arguments)[0] == 0
+    code, out, _ = run(*arguments, "--policy", "swarm-only")
+    assert code == 5
+    assert out.splitlines()[-1].startswith("1 of 2 from the swarm, 0 over HTTP, 1 missing; ")
+    config.write_text(config.read_text().replace("dht = false", "dht = true"))
+    code, out, _ = run(*arguments)
+    assert out.splitlines()[-1] == "The DHT was not asked; it may know seeds that no tracker knows."
+    shown = json.loads(run(*arguments, "--json", "--policy", "http-first")[1])
+    assert (shown["policy"], shown["dht"]) == ("http-first", "not asked")
+    code, _, err = run(*arguments, "--policy", "fast")
+    assert code == 2
+    assert "'fast' is not one of 'race', 'swarm-only', 'swarm-first', 'http-first'" in err
+
+
 def test_nobody_answers(run: Run, config: Path, site: Site, make_item: Make) -> None:
     """That is no weather at all."""
     path = make_item("a").path

@@ -220,6 +220,20 @@ def test_other_extensions_stay(root: Path) -> None:
     assert notes == [f"{file}: sets GUIX_EXTENSIONS_PATH, too, and counts more; remove that line"]
 
 
+def test_a_policy(root: Path) -> None:
+    """It is in the daemon's environment, which goes before the settings; another time it isn't."""
+    changes, _ = install.plan(root, PROGRAM, policy="swarm-first")
+    install.apply(root, changes)
+    line = "Environment=NARSWARM_SUBSTITUTER_POLICY=swarm-first"
+    assert (root / DROP_IN).read_text().splitlines()[1:] == [*PLAIN, line]
+    put(root)
+    assert (root / DROP_IN).read_text().splitlines()[1:] == PLAIN
+    for system in ("guix-system", "shepherd", "other"):
+        shown = install.snippet(system, PROGRAM, "swarm-first")
+        assert "NARSWARM_SUBSTITUTER_POLICY=swarm-first" in shown
+        assert "POLICY" not in install.snippet(system, PROGRAM)
+
+
 @pytest.mark.parametrize("program", ["substituter", "/opt/nar swarm/x", "/opt/%h", '/o"', "/a\n"])
 def test_programs_that_a_unit_can_not_name(root: Path, program: str) -> None:
     """Spaces, quotes and specifiers would need quoting."""

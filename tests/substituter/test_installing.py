@@ -58,6 +58,14 @@ def test_there_and_back(run: Run, root: Path) -> None:
     assert run("uninstall", "--root", root) == (0, shown, "")
 
 
+def test_a_policy_is_shown_before_it_is_written(run: Run, root: Path) -> None:
+    """As a line of the daemon's environment."""
+    install = ("install", "--root", root, "--program", "/opt/substituter", "--dry-run")
+    code, out, _ = run(*install, "--policy", "http-first")
+    assert code == 0
+    assert "+Environment=NARSWARM_SUBSTITUTER_POLICY=http-first" in out.splitlines()
+
+
 def test_no_answer_is_no(run: Run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever says nothing gets nothing written."""
     before = contents(root)

@@ -65,6 +65,23 @@ def test_no_place_for_its_state(settings: SubstituterSettings, tmp_path: Path) -
     gateway.end()
 
 
+def test_another_policy(
+    settings: SubstituterSettings, site: Site, make_item: Make, tmp_path: Path
+) -> None:
+    """With swarm-only what only a server has can't be had."""
+    item = make_item("a")
+    site.offer(item, "gzip")
+    config = daemon.config(settings, tmp_path / "config")
+    for arguments, status in (([], 200), (["--policy", "swarm-only"], 404)):
+        gateway = Gateway(config, "--substitute-urls", site.url, *arguments)
+        try:
+            with HttpClient(120.0) as client:
+                url = f"{gateway.url}/{item.hash_part}.narinfo"
+                assert client.request("GET", url).status == status
+        finally:
+            assert gateway.end() == 0
+
+
 def test_it_does_not_ask_itself(
     settings: SubstituterSettings, site: Site, make_item: Make, tmp_path: Path
 ) -> None:

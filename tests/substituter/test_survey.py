@@ -13,6 +13,7 @@ from narswarm import base32
 from narswarm.acl import Acl
 from narswarm.httpclient import HttpClient
 from narswarm.narinfo import Verdict
+from narswarm.payload import file_name
 from substituter.settings import SubstituterSettings
 from substituter.survey import BATCH, NOBODY, Survey, Swarm
 from tests.substituter import trackers
@@ -25,8 +26,8 @@ Make = Callable[..., Item]
 def survey(settings: SubstituterSettings) -> Iterator[Callable[..., Survey]]:
     """Makes surveys of servers and trackers."""
     with HttpClient(5.0) as client:
-        yield lambda servers, trackers=(): Survey(
-            client, servers, trackers, Acl.load(settings.acl), 10.0
+        yield lambda servers, trackers=(), web_seeds=(): Survey(
+            client, servers, trackers, Acl.load(settings.acl), 10.0, web_seeds
         )
 
 
@@ -106,6 +107,28 @@ def test_swarms_and_who_would_seed(
         False,
         False,
     ]
+
+
+def test_web_seeds(
+    survey: Callable[..., Survey], site: Site, make_item: Make, tmp_path: Path
+) -> None:
+    """Those of the settings that have the payload in its length; a server's file isn't theirs."""
+    a, b, c, d = (make_item(name, name.encode()) for name in "abcd")
+    for item in (a, b, c):
+        trackers.serve(site, item, torrent_of(item, tmp_path)[0], peers=())
+    theirs = json.loads(site.bodies[f"/v1/nar/{base32.encode(c.nar_hash)}"])  # type: ignore[arg-type]  # bytes
+    theirs["torrents"][0] |= {"kind": "server", "name": c.path[11:]}
+    site.bodies[f"/v1/nar/{base32.encode(c.nar_hash)}"] = json.dumps(theirs).encode()
+    name = {item.path: file_name(item.nar_hash) for item in (a, b)}
+    site.bodies[f"/payloads/{name[a.path]}"] = (tmp_path / name[a.path]).read_bytes()
+    site.bodies[f"/payloads/{name[b.path]}"] = b"another length"
+    site.bodies[f"/payloads/{c.path[11:]}"] = bytes(theirs["torrents"][0]["length"])
+    urls = [f"{site.url}/payloads/", f"{site.url}/none/", f"{site.url}/payloads/"]
+    found = survey([], [site.url], urls).swarms([each.nar_hash for each in (a, b, c, d)])
+    assert [found[each.nar_hash].web_seeds for each in (a, b, c, d)] == [1, 0, 0, 0]
+    assert [found[each.nar_hash].can_serve for each in (a, b, c, d)] == [True, False, False, False]
+    asked = sorted(each for each in site.requests if each.startswith("HEAD"))
+    assert asked == sorted(f"HEAD /{d}/{n}" for d in ("payloads", "none") for n in name.values())
 
 
 def test_a_tracker_that_says_nonsense(

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from narswarm import narinfo
 from narswarm.narinfo import Source, Verdict
 from narswarm.quorum import opinions
@@ -42,6 +44,36 @@ def test_who_can_serve(make_item: Make) -> None:
     assert stranger.download is None
 
 
+@pytest.mark.parametrize(
+    ("policy", "swarm", "available", "download"),
+    [
+        ("race", Swarm(2, 0, 0, 500), ["swarm", "http"], 500),
+        ("swarm-first", Swarm(2, 0, 0, 500), ["swarm", "http"], 500),
+        ("http-first", Swarm(2, 0, 0, 500), ["swarm", "http"], 1000),
+        ("swarm-only", Swarm(2, 0, 0, 500), ["swarm"], 500),
+        ("swarm-only", Swarm(0, 1, 0, 500), [], None),
+        ("http-first", NOBODY, ["http"], 1000),
+    ],
+)
+def test_policies(
+    make_item: Make, policy: str, swarm: Swarm, available: list[str], download: int | None
+) -> None:
+    """What isn't used isn't there, and what is used first is what will be downloaded."""
+    item = make_item("a")
+    each = forecast(item, swarm, said(item))._replace(policy=policy)
+    assert weather.describe(each, 1)["available"] == available
+    assert each.is_missing is not bool(available)
+    assert each.download == download
+
+
+def test_what_the_DHT_may_know(make_item: Make) -> None:  # noqa: N802
+    """Items of which there is a narinfo, and no seed that trackers know."""
+    item = make_item("a")
+    assert forecast(item, NOBODY, said(item)).is_unseeded
+    assert not forecast(item, Swarm(0, 0, 0, 500, 1), said(item)).is_unseeded
+    assert not forecast(item, NOBODY).is_unseeded
+
+
 def test_the_table(make_item: Make) -> None:
     """Columns are aligned, with the keys where more than one is needed."""
     item, other = make_item("a"), make_item("b")
@@ -49,18 +81,21 @@ def test_the_table(make_item: Make) -> None:
         forecast(item, Swarm(1, 0, 0, 500), said(item)),
         forecast(other, NOBODY, said(other, verdict=Verdict.UNSIGNED)),
         forecast(item, Swarm(0, 0, 12, None)),
+        forecast(item, Swarm(2, 0, 3, 500, 1)),
     ]
     assert weather.table(found, 1) == [
-        "SWARM     HTTP          NAR    DOWNLOAD  ITEM",
-        f"1 seed    s             560 B  500 B     {item.path[11:]}".replace(
+        "SWARM                HTTP          NAR    DOWNLOAD  ITEM",
+        f"1 seed               s             560 B  500 B     {item.path[11:]}".replace(
             "560", str(len(item.nar))
         ),
-        f"-         unauthorised  -      -         {other.path[11:]}",
-        f"12 would  -             -      -         {item.path[11:]}",
+        f"-                    unauthorised  -      -         {other.path[11:]}",
+        f"12 would             -             -      -         {item.path[11:]}",
+        f"2 seeds, 1 web seed  -             -      -         {item.path[11:]}",
     ]
     assert weather.table(found[:1], 2)[1].split()[-4:-1] == ["1", "of", "2"]
     assert (
-        weather.summary(found) == "1 of 3 from the swarm, 1 over HTTP, 2 missing; 500 B to download"
+        weather.summary(found[:3])
+        == "1 of 3 from the swarm, 1 over HTTP, 2 missing; 500 B to download"
     )
 
 
@@ -69,7 +104,13 @@ def test_for_programs(make_item: Make) -> None:
     item = make_item("a")
     shown = weather.describe(forecast(item, Swarm(2, 1, 3, 500), said(item)), 1)
     assert shown["available"] == ["swarm", "http"]
-    assert shown["swarm"] == {"seeds": 2, "peers": 1, "holders": 3, "length": 500}
+    assert shown["swarm"] == {
+        "seeds": 2,
+        "peers": 1,
+        "holders": 3,
+        "length": 500,
+        "web_seeds": 0,
+    }
     assert shown["quorum"] == {"needed": 1, "agree": 1, "disagreement": None}
     assert shown["nar_hash"] == shown["servers"][0]["nar_hash"]
     assert shown["servers"][0]["verdict"] == "valid-signature"
