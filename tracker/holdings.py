@@ -174,7 +174,7 @@ class Snapshot(NamedTuple):
         items: the first 8 bytes of hashes as numbers, in order.
         generation: which list it is.
         expires: when its lease is over.
-        complete: when all of it came the last time, and wasn't empty; 0 for never.
+        complete: when all of it came the last time.
     """
 
     items: array[int]
@@ -260,9 +260,9 @@ class Holdings:
     @staticmethod
     def _check_pause(before: Snapshot, update: Update, now: float) -> None:
         """See whether a complete list isn't too early."""
-        # An empty one, by which a seeder says goodbye, costs nothing. If it counted, a seeder that
-        # is restarted would have to wait before it may say what it holds.
-        wait = before.complete + FULL_PAUSE - now if update.added else 0
+        # Neither an empty one, by which a seeder says goodbye, nor one after that: who is restarted
+        # mustn't have to wait, and a change could do the same.
+        wait = before.complete + FULL_PAUSE - now if before.items and update.added else 0
         if wait > 0:
             raise TooSoonError(min(int(wait) + 1, FULL_PAUSE))
 
