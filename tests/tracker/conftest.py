@@ -20,6 +20,7 @@ from narswarm.metainfo import Metainfo
 from narswarm.payload import file_name
 from tests import engines
 from tests.engines import Engine
+from tracker import index, page, redis_link
 from tracker.database import Place
 
 _SCHEMAS = itertools.count()
@@ -41,6 +42,18 @@ class Item(NamedTuple):
 
 
 MakeItem = Callable[..., Item]
+
+
+@pytest.fixture(autouse=True)
+def patient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits that are short for the sake of a tracker's clients are long on a busy machine."""
+    for module, name in (
+        (index, "_READER_SECONDS"),
+        (page, "_SEARCH_SECONDS"),
+        (redis_link, "CONNECT_SECONDS"),
+        (redis_link, "REPLY_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 120.0)
 
 
 @pytest.fixture(scope="session", name="signer")
