@@ -35,6 +35,7 @@ from tracker.page import Page
 from tracker.parking import ParkingMiddleware, Reply
 from tracker.policy import Policy
 from tracker.publication import RefusedError
+from tracker.reachable import Reachable
 from tracker.settings import Settings
 from tracker.wire_http import WireError, failure
 
@@ -111,6 +112,7 @@ class TrackerApp:
         self._acl_file = acl_file
         self._clock = clock
         self.bulk = Bulk(settings, announcer, self._authenticate, self._may_publish, clock)
+        self.reachable = Reachable(announcer, self.bulk.parking)
         self.page = Page(settings, index, announcer, self.bulk, self._announce_url, clock)
         self.reconfigure(settings)
         self._exposition = exposition(
@@ -128,6 +130,7 @@ class TrackerApp:
 
     def close(self) -> None:
         """Answer requests that wait."""
+        self.reachable.close()
         self.bulk.close()
 
     def wsgi(self) -> WSGIApplication:
@@ -150,6 +153,7 @@ class TrackerApp:
         app.add_url_rule("/healthz", "healthz", self._healthz, methods=["GET"])
         app.add_url_rule("/metrics", "metrics", self._metrics, methods=["GET"])
         app.register_blueprint(self.bulk.blueprint())
+        app.register_blueprint(self.reachable.blueprint())
         app.register_blueprint(self.page.blueprint())
         app.before_request(self._admit)
         app.after_request(self._count)

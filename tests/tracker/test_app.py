@@ -251,6 +251,13 @@ def test_metrics(site: Site, make_item: MakeItem) -> None:
     assert "narswarm_tracker_index_nars 1.0" in response.text
 
 
+def test_whether_a_port_is_open_is_asked_by_its_owner(site: Site) -> None:
+    """The call is there, and doesn't look at the tracker's own machine."""
+    response = site.get("/v1/reachable?port=6881")
+    _assert_refused(response, 403, "address: is not one that others could connect to")
+    site.app.close()
+
+
 def test_failures_of_the_tracker_are_counted(
     site: Site, make_item: MakeItem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
