@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Protocol
@@ -81,6 +81,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], items: Items, pool: Pool) -> None:
         self.items = items
         self.pool = pool
+        self.on_turn: Callable[[], None] = lambda: None
+        """Called twice a second for as long as it serves."""
         self._connections: dict[socket.socket, str] = {}
         self._deadlines: dict[socket.socket, float] = {}
         self._mutex = threading.Lock()
@@ -132,6 +134,7 @@ class Server(ThreadingHTTPServer):
                 with contextlib.suppress(OSError):  # it has gone by itself
                     each.shutdown(socket.SHUT_RDWR)
         self.pool.prune()
+        self.on_turn()
 
     def handle_error(self, _request: Any, client_address: Any) -> None:
         """Clients go away all the time; everything else is told."""

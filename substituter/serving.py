@@ -168,6 +168,7 @@ def _serve(server: Server, described: str) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    server.on_turn = notifier.alive
     log.info("listening on %s", described)
     notifier.ready(described)
     with server:

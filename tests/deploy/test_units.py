@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from tests import needs
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 #: With the most points of exposure that docs/units.md admits.
-UNITS = {"narswarm-tracker": 1.4, "narswarm-seeder": 1.6}
+UNITS = {"narswarm-tracker": 1.4, "narswarm-seeder": 1.6, "narswarm-gateway": 1.6}
+SYSUSERS = "systemd/narswarm.sysusers.conf"
+PROGRAMS = {"gateway": "substituter"}
 
 
 def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -45,9 +48,9 @@ def test_exposure_is_as_documented(unit: Path) -> None:
     documented = {
         name.replace("\\|", "|")
         for name, services in re.findall(
-            r"^\| `([^`]+)` \| (\w+) \|", (CHECKOUT / "docs/units.md").read_text(), re.MULTILINE
+            r"^\| `([^`]+)` \| ([\w, ]+) \|", (CHECKOUT / "docs/units.md").read_text(), re.MULTILINE
         )
-        if services in {"both", program}
+        if services == "all" or program in services.split(", ")
     }
     assert documented >= found
     assert {"PrivateNetwork=", "RootDirectory=/RootImage="} <= found
@@ -78,7 +81,28 @@ def test_units_run_what_the_package_installs(unit: Path) -> None:
     """The programs are those of pyproject.toml, by the link that upgrades move."""
     program = unit.stem.removeprefix("narswarm-")
     found = set(re.findall(r"^Exec\w+=(/opt/\S+)", unit.read_text(), re.MULTILINE))
-    assert found == {f"/opt/narswarm/current/bin/{program}"}
+    assert found == {f"/opt/narswarm/current/bin/{PROGRAMS.get(program, program)}"}
+
+
+def test_the_gateway_is_run_with_arguments_that_it_has() -> None:
+    """Its state is where its unit has a directory for it; its command line is understood."""
+    text = (CHECKOUT / "systemd/narswarm-gateway.service").read_text()
+    (line,) = re.findall(r"^ExecStart=/\S+/substituter (.*)$", text, re.MULTILINE)
+    arguments = [*line.split(), "--help"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from substituter.cli import main; main()", *arguments],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (directory,) = re.findall(r"^CacheDirectory=(\S+)$", text, re.MULTILINE)
+    assert f"[default: /var/cache/{directory}]" in " ".join(done.stdout.split())
+    users = dict(
+        re.findall(r"^u +(\S+) +- .* (/\S+)$", (CHECKOUT / SYSUSERS).read_text(), re.MULTILINE)
+    )
+    (user,) = re.findall(r"^User=(\S+)$", text, re.MULTILINE)
+    assert users[user] == f"/var/cache/{directory}"
 
 
 def test_the_daemon_finds_the_extension_where_guix_looks() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -108,14 +109,20 @@ def test_it_does_not_ask_itself(
 class Gateway:
     """The command in a process of its own."""
 
-    def __init__(self, config: Path, *arguments: str, listen: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        config: Path,
+        *arguments: str,
+        listen: str = "127.0.0.1:0",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         state = str(config.parent / "gateway-state")
         command = ["gateway", "--config", str(config), "--listen", listen, "--state", state]
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", PROGRAM, *command, *arguments],
             stderr=subprocess.PIPE,
             text=True,
-            env={"PATH": os.environ["PATH"]},
+            env={"PATH": os.environ["PATH"], **(environ or {})},
         )
         assert self.process.stderr is not None
         self.first = self.process.stderr.readline()
@@ -126,6 +133,23 @@ class Gateway:
         self.process.send_signal(signal.SIGTERM)
         _, _ = self.process.communicate(timeout=120)
         return self.process.returncode
+
+
+def test_what_systemd_hears(settings: SubstituterSettings, site: Site, tmp_path: Path) -> None:
+    """That it is ready, alive again and again, and about to end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        channel.settimeout(120)
+        config = daemon.config(settings, tmp_path / "config")
+        environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "60000000"}
+        gateway = Gateway(config, "--substitute-urls", site.url, environ=environ)
+        heard = [channel.recv(1000).decode() for _ in range(3)]
+        assert gateway.end() == 0
+        while heard[-1] == "WATCHDOG=1" and heard.count("WATCHDOG=1") < 1000:
+            heard.append(channel.recv(1000).decode())
+    assert heard[0].split("\n")[0] == "READY=1"
+    assert heard[1:3] == ["WATCHDOG=1"] * 2
+    assert heard[-1] == "STOPPING=1"
 
 
 def test_the_swarm_and_servers(
