@@ -35,6 +35,10 @@ ANSWER = 5.0
 CATEGORIES = ("error", "status", "storage", "tracker", "piece_progress")
 """Categories of alerts that `EventReader` needs."""
 
+_SKIPPED = 180
+"""libtorrent's `announce_skipped`: a tracker can't be reached from one of this machine's addresses.
+Nearly every tracker can't from the loopback interface, which is said again and again."""
+
 STATES = {"seeding": "seeding", "finished": "seeding", "downloading": "downloading"}
 
 
@@ -336,6 +340,9 @@ class EventReader:
 
     def _on_tracker_error(self, alert: Any) -> None:
         tracker = self.trackers.get(alert.url) or TrackerStatus(alert.url)
+        skipped = alert.error.category().name() == "libtorrent" and alert.error.value() == _SKIPPED
+        if skipped and tracker.replies and not tracker.message:
+            return  # it answers to another address of this machine
         message = alert.failure_reason() or alert.error.message()
         self.trackers[tracker.url] = replace(
             tracker, errors=tracker.errors + 1, message=message, when=time.time()

@@ -42,9 +42,13 @@ def alert(kind: str, **fields: Any) -> Any:
     return type(kind, (SimpleNamespace,), {})(**fields)
 
 
-def error(text: str) -> Any:
-    """A libtorrent error code."""
-    return SimpleNamespace(message=lambda: text, value=lambda: 28)
+def error(text: str, value: int = 28, category: str = "system") -> Any:
+    """An error code of a category of libtorrent."""
+    return SimpleNamespace(
+        message=lambda: text,
+        value=lambda: value,
+        category=lambda: SimpleNamespace(name=lambda: category),
+    )
 
 
 def read(*alerts: Any, torrent: Torrent | None = None) -> EventReader:
@@ -95,6 +99,24 @@ def test_tracker_results_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(refused).trackers == {url: TrackerStatus(url, 0, 1, "refused", 7.0)}
     assert read(good, refused, closed).trackers == {url: TrackerStatus(url, 1, 2, "closed", 7.0)}
     assert read(closed, good).trackers == {url: TrackerStatus(url, 1, 1, "", 7.0)}
+
+
+def test_a_tracker_that_one_address_can_t_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Announces that were skipped count as long as none went well, or the last one failed."""
+    monkeypatch.setattr("time.time", lambda: 7.0)
+    url = "http://tracker/announce"
+
+    def failed(code: Any) -> Any:
+        return alert("tracker_error_alert", url=url, failure_reason=lambda: "", error=code)
+
+    skipped, refused = failed(error("skipped", 180, "libtorrent")), failed(error("refused"))
+    good = alert("tracker_reply_alert", url=url)
+    assert read(skipped).trackers == {url: TrackerStatus(url, 0, 1, "skipped", 7.0)}
+    assert read(good, skipped).trackers == {url: TrackerStatus(url, 1, 0, "", 7.0)}
+    expected = {url: TrackerStatus(url, 1, 2, "skipped", 7.0)}
+    assert read(good, refused, skipped).trackers == expected
+    assert read(skipped, good, skipped).trackers == {url: TrackerStatus(url, 1, 1, "", 7.0)}
+    assert read(good, failed(error("x", 180))).trackers == {url: TrackerStatus(url, 1, 1, "x", 7.0)}
 
 
 @pytest.mark.parametrize("kind", ["file_error_alert", "torrent_error_alert"])
