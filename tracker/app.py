@@ -27,9 +27,10 @@ from tracker import publication
 from tracker.aclfile import AclFile
 from tracker.announcer import Announcer, RefusedAddressError
 from tracker.bulk import RETRY_SECONDS, Bulk, Prepared, has_seed
+from tracker.claims import IndexedTorrent
 from tracker.exposition import CONTENT_TYPE, exposition
 from tracker.failures import error_response, http_error, narswarm_error
-from tracker.index import Index, IndexedTorrent
+from tracker.index import Index
 from tracker.metrics import Action, Outcome, family_of
 from tracker.page import Page
 from tracker.parking import ParkingMiddleware, Reply

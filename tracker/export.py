@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from narswarm import base32, narinfo
+from tracker.claims import IndexedTorrent, ranked
 from tracker.database import Connection
-from tracker.index import IndexedTorrent, ranked
 
 BATCH = 500
 """NARs whose peers are asked for at once; they have 16 torrents each at most."""

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from narswarm import base32, sexp, storepath
 from narswarm.errors import InvalidInputError
-from tracker.index import IndexedTorrent
+from tracker.claims import IndexedTorrent
 from tracker.wire_http import Counts
 
 WIDTH: Final = 600.0

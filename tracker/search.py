@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from narswarm import narinfo
+from tracker.claims import IndexedTorrent, ranked
 from tracker.database import Connection
-from tracker.index import IndexedTorrent, ranked
 from tracker.wire_http import HASH_BYTES
 
 SLICE: Final = 20_000

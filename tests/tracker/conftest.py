@@ -20,8 +20,11 @@ from narswarm.metainfo import Metainfo
 from narswarm.payload import file_name
 from tests import engines
 from tests.engines import Engine
-from tracker import index, page, redis_link
+from tracker import index as index_module
+from tracker import page, redis_link
 from tracker.database import Place
+from tracker.index import Index
+from tracker.publication import check
 
 _SCHEMAS = itertools.count()
 SERVER = "https://bordeaux.guix.gnu.org"
@@ -48,7 +51,7 @@ MakeItem = Callable[..., Item]
 def patient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that are short for the sake of a tracker's clients are long on a busy machine."""
     for module, name in (
-        (index, "_READER_SECONDS"),
+        (index_module, "_READER_SECONDS"),
         (page, "_SEARCH_SECONDS"),
         (redis_link, "CONNECT_SECONDS"),
         (redis_link, "REPLY_SECONDS"),
@@ -132,3 +135,22 @@ def new_schema(url: str) -> str:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {name}")
     return f"{url}?options=-csearch_path%3D{name}"
+
+
+@pytest.fixture(name="index")
+def index_fixture(place: Place) -> Iterator[Index]:
+    """An empty index."""
+    made = Index(place)
+    yield made
+    made.close()
+
+
+@pytest.fixture(name="publish")
+def publish_fixture(index: Index, acl: Acl) -> Callable[..., bool]:
+    """A publisher of items."""
+
+    def publish(item: Item, publisher: int = 1, now: int = 1_700_000_000) -> bool:
+        checked = check(item.nar_hash, item.body, acl, (SERVER,))
+        return index.publish(checked, publisher.to_bytes(32), now)
+
+    return publish

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from narswarm import base32, gcrypt, sexp
 from tracker import pagedata
-from tracker.index import IndexedTorrent
+from tracker.claims import IndexedTorrent
 from tracker.pagedata import (
     NARROWEST,
     WIDTH,
