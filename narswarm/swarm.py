@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any, Self
 from narswarm import lt_compat
 from narswarm.download import Download, Progress, SwarmStalledError
 from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError
-from narswarm.swarm_events import CATEGORIES, EventReader, Torrent, TorrentStatus, TrackerStatus
+from narswarm.swarm_events import (
+    CATEGORIES,
+    EventReader,
+    PortMapping,
+    Torrent,
+    TorrentStatus,
+    TrackerStatus,
+)
 from narswarm.swarm_settings import LAN, SwarmSettings, listen_port_of, split_address
 
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Download",
+    "PortMapping",
     "Progress",
     "Swarm",
     "SwarmSettings",
@@ -364,6 +372,12 @@ class Swarm:
         _, events = self._start()
         with events.news:
             return list(events.trackers.values())
+
+    def mappings(self) -> list[PortMapping]:
+        """What routers said when they were asked to forward our port."""
+        _, events = self._start()
+        with events.news:
+            return list(events.mappings.values())
 
     def counters(self) -> dict[str, int]:
         """Payload bytes "uploaded" and "downloaded", "peers", "incoming" and "dht_nodes"."""

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 ANSWER = 5.0
 """Seconds that a session's own answers (statistics, ports, removals) are waited for."""
 
-CATEGORIES = ("error", "status", "storage", "tracker", "piece_progress")
+CATEGORIES = ("error", "status", "storage", "tracker", "piece_progress", "port_mapping")
 """Categories of alerts that `EventReader` needs."""
 
 _SKIPPED = 180
@@ -117,6 +117,22 @@ class ListenFailure(NamedTuple):
     taken: bool
 
 
+class PortMapping(NamedTuple):
+    """What a router said when it was asked to forward a port.
+
+    Attributes:
+        by: "UPnP" or "NAT-PMP".
+        protocol: "TCP" or "UDP"; empty where it is refused.
+        port: of the router, 0 if it forwards none.
+        error: why it doesn't.
+    """
+
+    by: str
+    protocol: str
+    port: int
+    error: str
+
+
 class EventReader:
     """The alert thread of one session and what it has learnt.
 
@@ -128,6 +144,7 @@ class EventReader:
         updates: how many state updates came so far.
         listening: IP addresses and ports that are listened on.
         listen_failures: addresses that aren't listened on, in the order of their failures.
+        mappings: what routers said, by protocol of the question and its number.
         removals: infohashes that are being removed, and whether with their files.
         news: notified when any of the above changes.
     """
@@ -146,6 +163,7 @@ class EventReader:
         self.updates = 0
         self.listening: set[tuple[str, int]] = set()
         self.listen_failures: list[ListenFailure] = []
+        self.mappings: dict[tuple[str, int], PortMapping] = {}
         self.removals: dict[str, bool] = {}
         self.news = threading.Condition()
         self._session = session
@@ -184,6 +202,8 @@ class EventReader:
             "listen_failed_alert": self._on_listen_failed,
             "listen_succeeded_alert": self._on_listening,
             "piece_finished_alert": self._on_piece,
+            "portmap_alert": self._on_mapped,
+            "portmap_error_alert": self._on_not_mapped,
             "read_piece_alert": self._on_read,
             "session_stats_alert": self._on_metrics,
             "state_changed_alert": self._on_state,
@@ -229,6 +249,18 @@ class EventReader:
             self.listen_failures.append(failure)
             self.news.notify_all()
         log.info("%s", alert.message())
+
+    def _on_mapped(self, alert: Any) -> None:
+        by, protocol = _asked_by(alert), str(alert.map_protocol).upper()
+        mapping = PortMapping(by, protocol, int(alert.external_port), "")
+        with self.news:
+            self.mappings.pop((by, -1), None)  # it wasn't found at first
+            self.mappings[by, int(alert.mapping)] = mapping
+
+    def _on_not_mapped(self, alert: Any) -> None:
+        by = _asked_by(alert)
+        with self.news:
+            self.mappings[by, int(alert.mapping)] = PortMapping(by, "", 0, alert.error.message())
 
     def _on_dropped(self, alert: Any) -> None:
         log.warning("%s", alert.message())
@@ -347,6 +379,11 @@ class EventReader:
         self.trackers[tracker.url] = replace(
             tracker, errors=tracker.errors + 1, message=message, when=time.time()
         )
+
+
+def _asked_by(alert: Any) -> str:
+    """How a router was asked; PCP is shown as its predecessor NAT-PMP."""
+    return "UPnP" if str(alert.map_transport) == "upnp" else "NAT-PMP"
 
 
 def _close(*descriptors: int) -> None:

@@ -27,6 +27,7 @@ from narswarm.cli import (
 )
 from narswarm.errors import ExitCode
 from seeder import control
+from seeder.outside import forwarded
 from seeder.settings import Settings
 
 LONG = 3600.0
@@ -258,13 +259,14 @@ def doctor(config: Path | None, state: Path | None, as_json: bool) -> None:
             if not as_json:
                 click.echo(printable(f"{finding.verdict:<8} {finding.check}: {finding.message}"))
     if as_json:
-        print_json([finding._asdict() for finding in findings])
+        print_json([finding.facts() for finding in findings])
     if any(finding.verdict is Verdict.FAILED for finding in findings):
         sys.exit(int(ExitCode.FAILED))
 
 
 def describe(answer: dict[str, Any]) -> str:
     """Return what `seeder status` shows people."""
+    _, said = forwarded(answer["port_mappings"])
     room = f"{format_size(answer['payload_bytes'])} of {format_size(answer['max_disk'])}"
     rows = [
         ("items", f"{answer['items']} offered{', but paused' if answer['paused'] else ''}"),
@@ -277,6 +279,7 @@ def describe(answer: dict[str, Any]) -> str:
         ("fetching", f"{answer['fetching']} items, {answer['planned']} more are planned"),
         ("DHT nodes", f"{answer['dht_nodes']}"),
         ("port", f"{answer['listen_port']}"),
+        *([("", f"the router {said}")] if answer["port_mappings"] else []),
         ("publisher", answer["publisher"]),
     ]
     rows += [("no payloads", answer[name]) for name in ("codec", "full") if answer[name]]

@@ -119,6 +119,7 @@ class Desk:
             "fetching": sum(not view.over for _, view, _ in self._fetcher.views()),
             "planned": self._fetcher.planned,
             "listen_port": self._parts.port,
+            "port_mappings": [each._asdict() for each in self._swarm.mappings()],
             "publisher": base64.b64encode(self._parts.key.public).decode(),
             "started": int(self._started),
             "trackers": trackers,

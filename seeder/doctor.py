@@ -25,6 +25,7 @@ from narswarm.httpclient import HttpClient
 from narswarm.payload import check_codec
 from seeder import control
 from seeder.inventory import NarDirectory, StoreInventory
+from seeder.outside import OPEN, ask, forwarded
 from seeder.publish_cache import baked, open_file
 from seeder.settings import Settings, Tracker
 
@@ -51,11 +52,17 @@ class Finding(NamedTuple):
         check: what was looked at.
         verdict: how it is.
         message: what was seen, and what to do where something is wrong.
+        seen: the same for programs, where there is more.
     """
 
     check: str
     verdict: Verdict
     message: str
+    seen: Mapping[str, Any] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def examine(
@@ -91,7 +98,10 @@ def examine(
             "trackers", Verdict.WARNING, "none is set: only the DHT and the local network find you"
         )
     if status is not None:
-        yield _port(status)
+        port = _port(settings, client, status)
+        yield port
+        if settings.upnp and not settings.lan_only and "port_mappings" in status:
+            yield _router(status, port)
 
 
 def _guarded(
@@ -218,14 +228,47 @@ def _skew(date: str, now: float) -> float | None:
         return None
 
 
-def _port(status: Mapping[str, Any]) -> Finding:
+def _port(settings: Settings, client: HttpClient, status: Mapping[str, Any]) -> Finding:
+    """Whether peers can connect, as the first tracker says that can tell."""
     port = status["listen_port"]
     check = f"port {port}"
+    advice = (
+        f"let TCP and UDP port {port} through the firewall, and have the router forward it, "
+        "if there is one"
+    )
+    reasons = []
+    bases = [tracker.base for tracker in settings.tracker_list() if tracker.base is not None]
+    for base in [] if settings.proxy else bases:
+        try:
+            outside = ask(client, base, port)
+        except NarswarmError as error:
+            reasons.append(str(error))
+            continue
+        seen = {"tracker": base, **outside._asdict()}
+        where = f"{base} sees TCP {outside.tcp}, uTP {outside.utp} at {outside.address}"
+        needs_utp = settings.libtorrent.get("enable_incoming_utp", True)
+        if outside.tcp == OPEN and (outside.utp == OPEN or not needs_utp):
+            return Finding(check, Verdict.OK, f"is open from outside: {where}", seen)
+        if outside.tcp == OPEN:
+            return Finding(
+                check, Verdict.WARNING, f"is open for TCP alone: {where}; let UDP through", seen
+            )
+        return Finding(check, Verdict.WARNING, f"is closed from outside: {where}; {advice}", seen)
     if status.get("incoming"):
         return Finding(check, Verdict.OK, "peers have connected from outside")
+    if settings.proxy:
+        reasons.append("peers are reached by a proxy")
+    why = f" ({'; '.join(reasons)})" if reasons else ""
     return Finding(
         check,
         Verdict.WARNING,
-        f"nobody has connected yet; let TCP and UDP port {port} through the firewall, and have "
-        "the router forward it",
+        f"nobody has connected yet, and whether it is open is not known{why}; {advice}",
     )
+
+
+def _router(status: Mapping[str, Any], port: Finding) -> Finding:
+    """What the router has said; it doesn't matter if it isn't needed."""
+    mapped, said = forwarded(status["port_mappings"])
+    needed = port.verdict is not Verdict.OK
+    verdict = Verdict.WARNING if needed and not mapped else Verdict.OK
+    return Finding("router", verdict, said)

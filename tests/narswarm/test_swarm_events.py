@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from narswarm.swarm_events import EventReader, ListenFailure, Torrent, TorrentStatus, TrackerStatus
+from narswarm.swarm_events import (
+    EventReader,
+    ListenFailure,
+    PortMapping,
+    Torrent,
+    TorrentStatus,
+    TrackerStatus,
+)
 
 HASH = "ab" * 32
 HERE = {"address": "::1", "port": 6881}
@@ -188,3 +195,46 @@ def test_a_removal_is_over_when_the_files_are(kind: str, *, delete: bool, done: 
     session.alerts = [alert(kind, info_hashes=hashes)]
     reader.stop()
     assert (HASH not in reader.removals) is done
+
+
+class Name:
+    """An enumerator of libtorrent."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def test_what_routers_say() -> None:
+    """The last word about each mapping counts; an answer ends the search for a router."""
+    upnp, natpmp, tcp, udp = map(Name, ("upnp", "natpmp", "tcp", "udp"))
+
+    def mapped(mapping: int, by: object, protocol: object, port: int) -> Any:
+        return alert(
+            "portmap_alert",
+            mapping=mapping,
+            map_transport=by,
+            map_protocol=protocol,
+            external_port=port,
+        )
+
+    def refused(mapping: int, by: object, reason: str) -> Any:
+        return alert("portmap_error_alert", mapping=mapping, map_transport=by, error=error(reason))
+
+    reader = read(
+        refused(-1, upnp, "no router found"),
+        refused(-1, natpmp, "no router found"),
+        mapped(0, upnp, tcp, 6881),
+        mapped(1, upnp, udp, 6881),
+        refused(1, upnp, "it has enough"),
+        refused(2, upnp, "it has enough"),
+        mapped(2, upnp, udp, 7000),
+    )
+    assert list(reader.mappings.values()) == [
+        PortMapping("NAT-PMP", "", 0, "no router found"),
+        PortMapping("UPnP", "TCP", 6881, ""),
+        PortMapping("UPnP", "", 0, "it has enough"),
+        PortMapping("UPnP", "UDP", 7000, ""),
+    ]

@@ -59,6 +59,7 @@ ANSWER: dict[str, Any] = {
     "mirror_message": "",
     "dht_nodes": 7,
     "listen_port": 6881,
+    "port_mappings": [],
     "publisher": "abc=",
     "started": 1,
     "trackers": [
@@ -96,6 +97,14 @@ def test_a_status_for_people() -> None:
         "            1 to be published",
         "            4 announces, of two infohashes an item",
     ]
+
+
+def test_a_status_shows_what_the_router_said() -> None:
+    """Below the port, if one was asked and has answered."""
+    mappings = [{"by": "UPnP", "protocol": "TCP", "port": 6881, "error": ""}]
+    lines = cli.describe(ANSWER | {"port_mappings": mappings}).splitlines()
+    after = lines[lines.index("port        6881") + 1]
+    assert after == "            the router forwards TCP 6881 by UPnP"
 
 
 def test_a_status_shows_the_mirror() -> None:

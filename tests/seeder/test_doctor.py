@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,22 +27,34 @@ NOW = 1_700_000_000.0
 CLOCK = "the tracker's, which refuses what is published so; set it by NTP"
 
 
+ADVICE = (
+    "let TCP and UDP port 6881 through the firewall, and have the router forward it, "
+    "if there is one"
+)
+
+
 class FakeTracker:
     """Says that it is well, at a time of its own."""
 
     def __init__(self) -> None:
         self.now = NOW
         self.status = 200
+        self.sees = (404, b"")
         tracker = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 """Answer."""
-                assert self.path == "/healthz"
-                self.send_response_only(tracker.status)
+                status, body = tracker.status, b""
+                if self.path == "/v1/reachable?port=6881":
+                    status, body = tracker.sees
+                else:
+                    assert self.path == "/healthz"
+                self.send_response_only(status)
                 self.send_header("Date", formatdate(tracker.now, usegmt=True))
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 """Requests are nothing to show."""
@@ -121,17 +134,123 @@ def test_nothing_is_wrong(world: World, tracker: FakeTracker) -> None:
         "peers have connected from outside",
     ]
     assert found["disk"].message == "0 B of 20.0 GiB are used"
+    base = tracker.url.removesuffix("/announce")
     assert worse["port 6881"] == Finding(
         "port 6881",
         Verdict.WARNING,
-        "nobody has connected yet; let TCP and UDP port 6881 through the firewall, and have "
-        "the router forward it",
+        "nobody has connected yet, and whether it is open is not known "
+        f"({base}: doesn't look at ports); {ADVICE}",
     )
     assert worse[f"tracker {tracker.url}"] == Finding(
         f"tracker {tracker.url}",
         Verdict.WARNING,
         "2 announces, 1 published; last error: not listed",
     )
+
+
+def looked(tcp: str, utp: str) -> tuple[int, bytes]:
+    """What a tracker answers that has looked."""
+    seen = {"address": "192.0.2.1", "port": 6881, "tcp": tcp, "utp": utp}
+    return 200, json.dumps(seen).encode()
+
+
+@pytest.mark.parametrize(
+    ("sees", "changes", "verdict", "message"),
+    [
+        (looked("open", "open"), {}, Verdict.OK, "is open from outside: {}"),
+        (
+            looked("open", "no answer"),
+            {},
+            Verdict.WARNING,
+            "is open for TCP alone: {}; let UDP through",
+        ),
+        (
+            looked("open", "refused"),
+            {"libtorrent": {"enable_incoming_utp": False}},
+            Verdict.OK,
+            "is open from outside: {}",
+        ),
+        (
+            looked("refused", "open"),
+            {},
+            Verdict.WARNING,
+            f"is closed from outside: {{}}; {ADVICE}",
+        ),
+        (
+            looked("no answer", "no answer"),
+            {},
+            Verdict.WARNING,
+            f"is closed from outside: {{}}; {ADVICE}",
+        ),
+        (
+            looked("open", "open"),
+            {"proxy": "socks5://127.0.0.1:9"},
+            Verdict.WARNING,
+            (
+                "nobody has connected yet, and whether it is open is not known "
+                f"(peers are reached by a proxy); {ADVICE}"
+            ),
+        ),
+    ],
+)
+def test_a_port_as_seen_from_outside(
+    world: World,
+    tracker: FakeTracker,
+    sees: tuple[int, bytes],
+    changes: dict[str, Any],
+    verdict: Verdict,
+    message: str,
+) -> None:
+    """The first tracker that can tell is believed; programs are told what it saw."""
+    tracker.sees = sees
+    base = tracker.url.removesuffix("/announce")
+    seen = json.loads(sees[1])
+    status: dict[str, Any] = {"items": 1, "listen_port": 6881, "incoming": 0, "trackers": []}
+    closed = "http://127.0.0.1:1/announce"
+    with State(world.root / "state"):
+        server = ControlServer(world.root / "state", {"status": lambda _request: status})
+        found = findings(settings(world, trackers=(closed, tracker.url), **changes))
+        server.close()
+    where = f"{base} sees TCP {seen['tcp']}, uTP {seen['utp']} at 192.0.2.1"
+    finding = found["port 6881"]
+    assert finding[:3] == ("port 6881", verdict, message.format(where))
+    told = {name: seen[name] for name in ("address", "tcp", "utp")} | {"tracker": base}
+    assert finding.facts().get("seen") == (None if changes.get("proxy") else told)
+    assert set(found["items"].facts()) == {"check", "verdict", "message"}
+
+
+@pytest.mark.parametrize(
+    ("sees", "port", "verdict"),
+    [
+        (looked("open", "open"), 0, Verdict.OK),
+        (looked("refused", "refused"), 0, Verdict.WARNING),
+        (looked("refused", "refused"), 6881, Verdict.OK),
+    ],
+)
+def test_a_router(
+    world: World, tracker: FakeTracker, sees: tuple[int, bytes], port: int, verdict: Verdict
+) -> None:
+    """It is told what it has said; that it forwards nothing matters if the port is closed."""
+    tracker.sees = sees
+    answer = {"by": "UPnP", "protocol": "TCP" if port else "", "port": port, "error": "none found"}
+    status: dict[str, Any] = {
+        "items": 1,
+        "listen_port": 6881,
+        "incoming": 0,
+        "trackers": [],
+        "port_mappings": [answer],
+    }
+    with State(world.root / "state"):
+        server = ControlServer(world.root / "state", {"status": lambda _request: status})
+        found = findings(settings(world, trackers=(tracker.url,)))
+        others = [
+            findings(settings(world, **{name: value}))
+            for name, value in (("upnp", False), ("lan_only", True))
+        ]
+        server.close()
+    message = "forwards TCP 6881 by UPnP" if port else "forwards nothing; UPnP: none found"
+    assert found["router"] == Finding("router", verdict, message)
+    assert ["router" in each for each in others] == [False, False]
 
 
 def test_everything_is_wrong(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
