@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The fleet under test: two trackers, two seed boxes, one user's machine, and Ansible beside them.
 
-| machine | Debian | is |
+One more machine, which is booted by the test that needs it, becomes a tracker by docs/operator.md.
+
+| machine | system | is |
 |---|---|---|
-| t1 | 13 | tracker, with the Redis and PostgreSQL of both |
-| t2 | 12 | tracker |
-| s1 | sid | seed box with a guix-daemon, whose store it offers, and which fetches by the seeder |
-| s2 | 13 | seed box without Guix, which offers a directory of NARs |
-| u  | sid | the user's machine: guix-daemon 1.5, no substitute server |
+| t1 | Debian 13 | tracker, with the Redis and PostgreSQL of both |
+| t2 | Debian 12 | tracker |
+| s1 | Debian sid | seed box with guix-daemon, offers its store, and fetches by the seeder |
+| s2 | Ubuntu 24.04 | seed box without Guix, which offers a directory of NARs |
+| u  | Debian sid | the user's machine: guix-daemon 1.5, no substitute server |
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ from tests.e2e.rig.nodes import CommandError, wait_for
 from tests.fleet import roots, wheels
 from tests.fleet.machines import Fleet, Machine
 
-ADDRESSES = {"t1": 11, "t2": 12, "s1": 21, "s2": 22, "u": 31}
-SUITES = {"t1": "trixie", "t2": "bookworm", "s1": "guix", "s2": "trixie", "u": "guix"}
-CERTIFIED = ("t1", "t2")
+#: The machine that becomes a tracker by docs/operator.md, with the name that it has there.
+GUIDED = "tracker1.example.org"
+ADDRESSES = {"t1": 11, "t2": 12, GUIDED: 13, "s1": 21, "s2": 22, "u": 31}
+SUITES = {"t1": "trixie", "t2": "bookworm", "s1": "guix", "s2": "noble", "u": "guix"}
+CERTIFIED = ("t1", "t2", GUIDED)
 TRACKERS = ("https://t1/announce", "https://t2/announce")
 PUBLISH_PORT = 8081
+#: The machine whose keys count, as docs/operator.md calls it: s1.
+_WITH_GUIX = "guix-machine.example.org"
 PASSWORD = "fleetpassword"  # noqa: S105  of databases that nobody else reaches
 
 _ADD = """\
@@ -108,18 +114,26 @@ class Deployment:
         """Where the operator runs Ansible."""
         return self.checkout / "ansible"
 
+    @property
+    def bin(self) -> Path:
+        """Programs that an operator finds before others."""
+        return self.checkout / "bin"
+
     def _know_machines(self) -> None:
         """Have the operator's `ssh` reach the machines by their names."""
         config = self._directory / "ssh_config"
-        hosts = (f"Host {n}\nHostName {m.address}\n" for n, m in self.fleet.machines.items())
-        config.write_text("".join(hosts))
+        names = {**self.fleet.addresses, _WITH_GUIX: self["s1"].address}
+        hosts = (f"Host {name}\nHostName {address}\n" for name, address in names.items())
+        config.write_text("".join(hosts) + "Host *\nUser root\n")
         # Of an option that is given twice the last one counts.
         command = [*self.fleet.ssh(), "-F", str(config)]
         command[0] = shutil.which("ssh") or "ssh"
-        wrapper = self.checkout / "bin/ssh"
-        wrapper.parent.mkdir()
-        wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
-        wrapper.chmod(0o755)
+        copy = [shutil.which("scp") or "scp", "-S", str(self.bin / "ssh")]
+        self.bin.mkdir()
+        for name, line in {"ssh": command, "scp": copy}.items():
+            wrapper = self.bin / name
+            wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(line)} "$@"\n')
+            wrapper.chmod(0o755)
 
     # -- what an operator has to bring -----------------------------------------------------------
 
@@ -137,18 +151,21 @@ class Deployment:
             out = ["-keyout", str(secret), "-out", str(pem), "-subj", f"/CN={name}"]
             _quiet(*openssl, *out, *signed)
         for name in self.fleet.machines:
-            self.certify(name)
+            self.trust(name)
+            if name in CERTIFIED:
+                self.certify(name)
+
+    def trust(self, name: str) -> None:
+        """Have a machine trust the authority."""
+        ca = (self._directory / "ca.pem").read_text()
+        self[name].write("/usr/local/share/ca-certificates/fleet.crt", ca)
+        self[name].run("update-ca-certificates")
 
     def certify(self, name: str) -> None:
-        """Have a machine trust the authority, and a tracker have its certificate."""
-        machine = self[name]
-        ca = (self._directory / "ca.pem").read_text()
-        machine.write("/usr/local/share/ca-certificates/fleet.crt", ca)
-        machine.run("update-ca-certificates")
-        if name in CERTIFIED:
-            for kind, mode in (("pem", 0o644), ("key", 0o600)):
-                text = (self._directory / f"{name}.{kind}").read_text()
-                machine.write(f"/etc/ssl/fleet/tracker.{kind}", text, mode)
+        """Have a tracker have its certificate."""
+        for kind, mode in (("pem", 0o644), ("key", 0o600)):
+            text = (self._directory / f"{name}.{kind}").read_text()
+            self[name].write(f"/etc/ssl/fleet/tracker.{kind}", text, mode)
 
     def _fill_seed_boxes(self) -> None:
         """Items for s1's store, and for s2 NARs with the narinfos that s1's Guix signed.
@@ -158,6 +175,9 @@ class Deployment:
         box = self["s1"]
         for machine in (box, self["u"]):
             machine.write("/root/add.scm", _ADD)
+            # A daemon's child that serves an idle client may hang over the signal to end.
+            drop_in = "/etc/systemd/system/guix-daemon.service.d/patience.conf"
+            machine.write(drop_in, "[Service]\nTimeoutStopSec=5\n")
             machine.run("systemctl enable --now guix-daemon")
         box.run(
             "guix archive --generate-key && guix archive --authorize </etc/guix/signing-key.pub"
@@ -217,7 +237,7 @@ class Deployment:
             "ansible_ssh_common_args": " ".join(self.fleet.ssh_options()),
             "narswarm_wheel": str(wheel),
             "narswarm_wheelhouse": str(self._wheelhouse),
-            "narswarm_announce_urls": list(TRACKERS),
+            "narswarm_announce_urls": [*TRACKERS, *self.settings.get("announce", [])],
             "narswarm_substitute_urls": [f"http://127.0.0.1:{PUBLISH_PORT}"],
             "stores_password": PASSWORD,
             "stores_listen": self["t1"].address,
@@ -233,7 +253,7 @@ class Deployment:
         return {
             "all": {
                 "vars": common,
-                "hosts": {n: {"ansible_host": m.address} for n, m in self.fleet.machines.items()},
+                "hosts": {name: {"ansible_host": self[name].address} for name in SUITES},
                 "children": {
                     "trackers": hosts(
                         t1={"tracker_domain": "t1", **tls, **guixless},
@@ -266,19 +286,26 @@ class Deployment:
         file = self.ansible / "inventory/hosts.json"
         file.write_text(json.dumps(self.inventory(wheel)))
 
-    def operate(self, script: str) -> str:
-        """Have the operator run commands by a shell in `ansible/`; what they printed.
+    def operate(self, script: str, cwd: Path | None = None, **environment: str) -> str:
+        """Have the operator run commands by a shell; what they printed.
+
+        Args:
+            script: the commands.
+            cwd: where; in `ansible/` unless this says otherwise.
+            environment: further variables.
 
         Raises:
             CommandError: one of them failed.
         """
-        done = self._operate("bash", "-euc", script)
+        done = self._operate("bash", "-euc", script, cwd=cwd, **environment)
         if done.returncode:
             raise CommandError(f"{script}: exit code {done.returncode}\n{done.stdout}")
         return done.stdout
 
-    def _operate(self, *command: str) -> subprocess.CompletedProcess[str]:
-        programs = (self.checkout / "bin", Path(sys.executable).parent, os.environ["PATH"])
+    def _operate(
+        self, *command: str, cwd: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        programs = (self.bin, Path(sys.executable).parent, os.environ["PATH"])
         done = subprocess.run(
             [*self.fleet.enter("--net"), *command],
             stdin=subprocess.DEVNULL,
@@ -286,7 +313,7 @@ class Deployment:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            cwd=self.ansible,
+            cwd=cwd or self.ansible,
             env={
                 **os.environ,
                 "PATH": os.pathsep.join(map(str, programs)),
@@ -295,6 +322,7 @@ class Deployment:
                 "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self._directory / "cp"),
                 "ANSIBLE_LOCAL_TEMP": str(self._directory / "tmp"),
                 "LC_ALL": "C.UTF-8",
+                **environment,
             },
         )
         # pytest shows it when the test fails.
@@ -320,6 +348,21 @@ class Deployment:
         print(done.stdout)
         assert self["u"].run(f"cat {item}/name").stdout == f"{name}\n"
         return done.stdout
+
+    def udp_answer(self, tracker: str) -> tuple[int, int]:
+        """What a tracker says to the user's machine that connects over UDP as transaction 7.
+
+        Returns:
+            action and transaction, which are 0 and 7 of a tracker that answers (BEP 15).
+        """
+        script = (
+            "import socket, struct; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
+            " s.settimeout(5); s.sendto(struct.pack('>QII', 0x41727101980, 0, 7),"
+            f" ('{tracker}', 6969)); print(*struct.unpack('>II', s.recv(16)[:8]))"
+        )
+        shown = self["u"].run(f"python3 -c {shlex.quote(script)}").stdout
+        action, transaction = shown.split()
+        return int(action), int(transaction)
 
     def wait_seeded(self, *names: str, tracker: str = "t1", seeders: int = 1) -> None:
         """Wait until a tracker lists items with so many seeders each."""

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands of docs/disasters.md, as somebody follows them who does what it says."""
+"""The commands of the documents, as somebody follows them who does what they say."""
 
 from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs/disasters.md"
-#: What the guide calls the machine that Ansible runs on.
+_DOCS = Path(__file__).resolve().parents[2] / "docs"
+DISASTERS = _DOCS / "disasters.md"
+OPERATOR = _DOCS / "operator.md"
+#: What the documents call the machine that Ansible runs on.
 HERE = "here"
-#: The guide's machines.
+#: The fleet's machines, as docs/disasters.md calls them.
 NAMES = {
     "tracker1.example.org": "t1",
     "tracker2.example.org": "t2",
@@ -34,13 +37,19 @@ class Block(NamedTuple):
     script: str
 
 
-def blocks(title: str) -> list[Block]:
-    """All commands under a heading, in their order."""
-    _, _, rest = GUIDE.read_text().partition(f"\n## {title}\n")
+def blocks(document: Path, title: str, names: Mapping[str, str] = NAMES) -> list[Block]:
+    """All commands under a heading, in their order.
+
+    Args:
+        document: what is followed.
+        title: of the section.
+        names: what to put in the place of a machine's name.
+    """
+    _, _, rest = document.read_text().partition(f"\n## {title}\n")
     section = rest.partition("\n## ")[0]
     found = []
     for _, text in _BLOCK.findall(section):
-        for long, short in NAMES.items():
+        for long, short in names.items():
             text = text.replace(long, short)  # noqa: PLW2901  one after the other
         first, _, script = textwrap.dedent(text).partition("\n")
         found.append(Block(first.removeprefix("# "), script))

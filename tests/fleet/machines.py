@@ -62,6 +62,8 @@ class Machine:
             *fleet.enter(),
             *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
             *("--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off"),
+            # What is lost when this machine fails is of no use to anybody.
+            "--suppress-sync=yes",
             *("--kill-signal=SIGRTMIN+3", "--network-bridge=br0"),
             *("--machine", name, "--directory", str(merged)),
         ]
@@ -175,13 +177,18 @@ class Fleet:
     Args:
         cache: where working directories may be made.
         addresses: the machines to come, by name, with the last part of their addresses.
+
+    Attributes:
+        addresses: the machines that there may be, by name.
+        machines: those that were booted.
+        directory: what lasts as long as the fleet.
     """
 
     def __init__(self, cache: Path, addresses: Mapping[str, int]) -> None:
         check_machine()
         cache.mkdir(parents=True, exist_ok=True)
         self._cache = cache
-        self._addresses = {name: f"{NETWORK}.{last}" for name, last in addresses.items()}
+        self.addresses = {name: f"{NETWORK}.{last}" for name, last in addresses.items()}
         self.machines: dict[str, Machine] = {}
 
     def __enter__(self) -> Self:
@@ -220,11 +227,15 @@ class Fleet:
 
     def boot(self, name: str, root: Path) -> Machine:
         """Start a machine; `Machine.wait` waits for it."""
-        machine = self.machines[name] = Machine(self, name, self._addresses[name], root)
+        machine = self.machines[name] = Machine(self, name, self.addresses[name], root)
         key = (root / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
         with (self.directory / "known_hosts").open("a") as known:
             known.write(f"{machine.address},{name} {key}")
         return machine
+
+    def copy(self, source: Path, name: str, target: str) -> None:
+        """Put a directory of this machine into one of the fleet's, as if it had come with it."""
+        self.inside("cp", "-r", str(source), f"{self.directory}/{name}/root{target}")
 
     def enter(self, *namespaces: str) -> list[str]:
         """What makes a command run in the fleet's namespaces, all or some."""
@@ -254,7 +265,7 @@ class Fleet:
     def hosts(self) -> str:
         """/etc/hosts of all machines."""
         lines = ["127.0.0.1 localhost", "::1 localhost"]
-        return "\n".join([*lines, *(f"{a} {n}" for n, a in self._addresses.items())]) + "\n"
+        return "\n".join([*lines, *(f"{a} {n}" for n, a in self.addresses.items())]) + "\n"
 
     def cgroup(self, name: str) -> Sequence[str]:
         """What makes a command start in control groups of its own."""

@@ -37,11 +37,13 @@ class Image(NamedTuple):
         suite: of the distribution.
         packages: what is installed beside the base.
         ubuntu: whether it is Ubuntu's archive that they come from, and not Debian's.
+        cached: packages that apt has, to install them later.
     """
 
     suite: str
     packages: str
     ubuntu: bool = False
+    cached: str = ""
 
 
 ROOTS: Mapping[str, Image] = {
@@ -49,7 +51,15 @@ ROOTS: Mapping[str, Image] = {
     "trixie": Image("trixie", f"{_SYSTEM} nginx redis-server postgresql"),
     # No wheels of libtorrent and zstandard are made for the latest Python; Debian has them.
     "guix": Image("sid", f"{_SYSTEM} guix guile-zstd uidmap zstd lzip gzip {_LIBRARIES}"),
-    "noble": Image("noble", _SYSTEM, ubuntu=True),
+    # Each Ubuntu has apt, but it isn't among what its archive calls required.
+    "noble": Image("noble", f"{_SYSTEM} apt", ubuntu=True),
+    # What hosters give: a system that is reached by SSH, and an archive that it gets the rest from.
+    "bare": Image(
+        "trixie",
+        "systemd systemd-sysv dbus openssh-server python3 iproute2",
+        cached="certbot curl nginx nftables python3-apt python3-venv ca-certificates libgcrypt20"
+        " libstdc++6 procps",
+    ),
 }
 _UBUNTU = "http://archive.ubuntu.com/ubuntu"
 #: The keys of Ubuntu's archive, which Debian 12 has no package of, and the SHA-256 of that file.
@@ -127,6 +137,9 @@ def _build(path: Path, image: Image) -> None:
     command += [f"--aptopt={option}" for option in _APT]
     command += [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in _NOT_WANTED]
     command += [f"--include={','.join(image.packages.split())}"]
+    if image.cached:
+        get = f"apt-get --yes --download-only install {image.cached}"
+        command += ["--skip=cleanup/apt", f'--customize-hook=chroot "$1" {get}']
     if image.ubuntu:
         command += [f"--keyring={_ubuntus_keys(path.parent)}", image.suite, str(path)]
         command += [f"deb {_UBUNTU} {image.suite} main universe"]

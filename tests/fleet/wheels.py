@@ -17,8 +17,8 @@ from tests.e2e.rig.rootfs import RigError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-#: Versions of Python that the machines have and wheels are made for, Debian 12's and 13's.
-PYTHONS = ("3.11", "3.13")
+#: Versions of Python that wheels are made for: of Debian 12, Ubuntu 24.04 and Debian 13.
+PYTHONS = ("3.11", "3.12", "3.13")
 _PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 #: pip judges conditions by the Python that it runs on, which is later than Debian 12's 3.11.2.
 _BEFORE_3_11_3 = ("async-timeout>=4.0.3",)
@@ -33,28 +33,41 @@ def wheelhouse(cache: Path) -> Path:
     """
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["scale"]]
-    wanted = sorted([*needed, *_BEFORE_3_11_3])
-    name = hashlib.sha256(repr((wanted, PYTHONS, _PLATFORMS)).encode()).hexdigest()[:16]
+    options = [
+        [f"--python-version={python}", *(f"--platform={each}" for each in _PLATFORMS)]
+        for python in PYTHONS
+    ]
+    return _kept(cache, sorted([*needed, *_BEFORE_3_11_3]), options)
+
+
+def operators(cache: Path) -> Path:
+    """A directory of wheels with what an operator's machine needs to make a wheel and deploy it.
+
+    Raises:
+        RigError: pip can't get them.
+    """
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    return _kept(cache, ["ansible-core", "wheel", *project["build-system"]["requires"]], [[]])
+
+
+def _kept(cache: Path, wanted: list[str], options: list[list[str]]) -> Path:
+    """A directory that pip was asked to fill, once with each of these options."""
+    name = hashlib.sha256(repr((wanted, options)).encode()).hexdigest()[:16]
     path = cache / f"wheels-{name}"
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_dir():
-            _download(wanted, path)
+            new = path.with_suffix(".new")
+            shutil.rmtree(new, ignore_errors=True)
+            for each in options:
+                command = [sys.executable, "-m", "pip", "download", "--quiet"]
+                command += ["--only-binary=:all:", f"--dest={new}", *each, *wanted]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise RigError(f"{' '.join(command)}: {done.stderr.strip()}")
+            new.rename(path)
     return path
-
-
-def _download(wanted: list[str], path: Path) -> None:
-    new = path.with_suffix(".new")
-    shutil.rmtree(new, ignore_errors=True)
-    for python in PYTHONS:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
-        command += [f"--dest={new}", f"--python-version={python}"]
-        command += [f"--platform={each}" for each in _PLATFORMS]
-        done = subprocess.run([*command, *wanted], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RigError(f"{' '.join(command)}: {done.stderr.strip()}")
-    new.rename(path)
 
 
 def build(target: Path, version: str, changes: Mapping[str, tuple[str, str]]) -> Path:
