@@ -13,7 +13,7 @@ from tests import needs
 from tests.processes import ROOT
 
 SOURCES = ("connection_id", "decisions", "hashset", "pool", "survey", "swarms", "udp")
-DEADLINE = 120
+DEADLINE = 600
 
 
 @pytest.fixture(scope="module", name="fuzz")
