@@ -167,10 +167,9 @@ class AheadSource:
         last, rate = self._pace.look(now)
         own = self._ahead.since(now)
         position = max(one.position, self._ahead.position())
-        # Who wasn't found by now isn't given more time because the item is asked for.
-        since = one.since if self._ahead.found else min(one.since, self._ahead.begun)
-        last = max(one.last, own, min(last, own + _GRACE))
-        return one._replace(since=since, position=position, last=last, rate=rate)
+        return one._replace(
+            position=position, last=max(one.last, own, min(last, own + _GRACE)), rate=rate
+        )
 
     @property
     def infohash(self) -> str:

@@ -9,6 +9,7 @@ and what isn't begun when it is asked for is left to the race for it.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -40,8 +41,13 @@ _MEASURED: Final = 256 << 10
 _AGAIN: Final = 1.0
 """Seconds between two looks whether swarms need help."""
 
-_FASTER: Final = 2.0
-"""How many times as fast as swarms servers have to be to take items from them."""
+_FASTER: Final = 4.0
+"""How many times as fast as swarms servers have to be to take items from them: where many fetch the
+same from one line a server's bytes are taken from all others."""
+
+_SETTLED: Final = 6.0
+"""Seconds after which the rate of swarms counts: their members have nothing for each other at
+first."""
 
 _THREADS: Final = {Way.HTTP: HTTP_AT_ONCE, Way.SWARM: SWARM_AT_ONCE}
 
@@ -83,6 +89,7 @@ class Prefetcher:
         self._random = Random()  # noqa: S311 -- nobody gains by guessing it
         self._changed = threading.Condition()
         self._closed = False
+        self._begun = math.inf
         self._known: dict[str, Narinfo] = {}
         self._taken: set[str] = set()
         self._waiting = Waiting(policy)
@@ -209,6 +216,8 @@ class Prefetcher:
             file = self._spool.open(entry.path, entry.size)
             if file is not None:
                 ahead = Ahead(narinfo, way, file, self._paces[way].moves)
+                if way is Way.SWARM:
+                    self._begun = min(self._begun, ahead.begun)
                 self._running[way][entry] = ahead
                 return ahead
         return None
@@ -234,6 +243,9 @@ class Prefetcher:
     def _choose(self, way: Way) -> Entry | None:
         """What a way should fetch now."""
         rate = self._paces[way].rate
+        if way is Way.HTTP and not (self._running[way.other] or self._waiting.of(way.other)):
+            # Nobody else needs the line, and one connection may be slow on a fast line.
+            rate = math.inf
         running: AbstractSet[Entry] = self._running[way].keys()
         room, waiting = self._spool.room, self._waiting.of(way)
         entry = choose(waiting, way, running, room, rate, self._random)
@@ -252,10 +264,13 @@ class Prefetcher:
         running, pace = self._running[Way.SWARM].values(), self._paces[Way.SWARM]
         if self._policy is not Policy.RACE or not running:
             return False
+        now = time.monotonic()
         begun = min(ahead.begun for ahead in running)
-        if time.monotonic() - max(begun, pace.last) > MOVES:
+        if now - max(begun, pace.last) > MOVES and not any(ahead.found for ahead in running):
             return True
-        return pace.rate is not None and pace.rate * _FASTER < self._rates.get(Way.HTTP, 0.0)
+        if pace.rate is None or now - self._begun < _SETTLED:
+            return False
+        return pace.rate * _FASTER < self._rates.get(Way.HTTP, 0.0)
 
     # In a thread
 

@@ -362,18 +362,19 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> type[Steady]:
     monkeypatch.setattr(Steady, "rate", None)
     monkeypatch.setattr(Steady, "last", math.inf)
     monkeypatch.setattr(prefetch, "MOVES", 0.0)
+    monkeypatch.setattr(prefetch, "_SETTLED", 0.0)
     monkeypatch.setattr(prefetch, "_AGAIN", 0.05)
     return Steady
 
 
 @contextlib.contextmanager
 def large_ones(
-    directory: Path, make_item: Make, policy: Policy = Policy.RACE
+    directory: Path, make_item: Make, policy: Policy = Policy.RACE, *, found: bool = True
 ) -> Iterator[tuple[Lab, list[Item]]]:
     """More large items than the swarm fetches at a time, none of which comes by itself."""
     lab = Lab(directory, 64 << 20, policy)
     items = [make_item(f"{number}", bytes([number]) * LARGE) for number in range(FAST_AT_ONCE + 1)]
-    sources = [lab.source(item, Way.SWARM) for item in items]
+    sources = [lab.source(item, Way.SWARM, found=found) for item in items]
     try:
         yield lab, items
     finally:
@@ -386,36 +387,42 @@ def large_ones(
 def test_servers_help_a_swarm(
     tmp_path: Path, make_item: Make, steady: type[Steady], why: str
 ) -> None:
-    """One that brings nothing, or much less than they: they fetch what it hasn't begun."""
-    with large_ones(tmp_path, make_item) as (lab, items):
+    """One of which nobody is found, or much slower than they: they fetch what it hasn't begun."""
+    with large_ones(tmp_path, make_item, found=why == "slow") as (lab, items):
         if why == "silent":
             steady.last = 0.0
         else:
             steady.rate = 1e6
-            lab.rates[Way.HTTP] = 2e6 + 1
+            lab.rates[Way.HTTP] = 4e6 + 1
         lab.add(*items)
         asked = lab.wait(3)
         assert Way.HTTP in {way for _, way in asked}
         assert len({path for path, _ in asked}) == len(asked)
 
 
-@pytest.mark.parametrize("why", ["moves", "fast", "policy", "only"])
+@pytest.mark.parametrize("why", ["found", "moves", "fast", "policy", "only"])
 def test_servers_leave_a_swarm_alone(
     tmp_path: Path, make_item: Make, steady: type[Steady], why: str
 ) -> None:
     """One that brings something, as far as is known not less than they; or if nobody wants that."""
     policy = Policy.SWARM_FIRST if why == "policy" else Policy.RACE
-    with large_ones(tmp_path, make_item, policy) as (lab, items):
+    with large_ones(tmp_path, make_item, policy, found=why == "found") as (lab, items):
         if why == "fast":
             steady.rate = 1e6
-            lab.rates[Way.HTTP] = 2e6
+            lab.rates[Way.HTTP] = 4e6
         if why in ("policy", "only"):
             steady.last = 0.0
         if why == "only":
             lab.ways = frozenset({Way.SWARM})
         tiny = make_item("tiny")
         lab.add(*items)
-        lab.wait(2)
+        asked = lab.wait(2)
+        if why == "found":
+            for each in asked[:2]:
+                source = lab.sources[each][0]
+                assert isinstance(source, Fake)
+                assert source.begun.wait(PATIENCE)
+            steady.last = 0.0
         if why != "only":
             server = lab.source(tiny)
             lab.source(tiny, Way.SWARM)
@@ -426,11 +433,25 @@ def test_servers_leave_a_swarm_alone(
         assert not beside
 
 
+def test_servers_alone_give_more_at_a_time(
+    tmp_path: Path, make_item: Make, steady: type[Steady]
+) -> None:
+    """A connection may be slow on a fast line, and nobody else needs that."""
+    assert steady.rate is None
+    with large_ones(tmp_path, make_item) as (lab, items):
+        lab.ways = frozenset({Way.HTTP})
+        held = [lab.source(item) for item in items]
+        lab.add(*items)
+        assert [way for _, way in lab.wait(FAST_AT_ONCE)] == [Way.HTTP] * FAST_AT_ONCE
+        for source in held:
+            source.allowed.set()
+
+
 def test_an_item_out_of_turn_is_a_server_s_while_swarms_are_slow(
     tmp_path: Path, make_item: Make, steady: type[Steady]
 ) -> None:
-    """Nobody waits for a swarm that brings nothing."""
-    with large_ones(tmp_path, make_item) as (lab, items):
+    """Nobody waits for a swarm in which nobody is found."""
+    with large_ones(tmp_path, make_item, found=False) as (lab, items):
         lab.add(*items[:2])
         lab.wait(2)
         steady.last = 0.0
