@@ -336,3 +336,20 @@ def test_tracker_restarted(
     b.build("before", "cold")
     b.assert_equal("before", "cold")
     assert b.http_bytes() == 0
+
+
+def test_the_doctor_knows_that_the_port_is_open(site: Site, second: Node) -> None:
+    """The tracker has looked, at the node's address, by TCP and by uTP."""
+    site.add("examined", os.urandom(1000))
+    _offer_nar(site, second, "examined")
+    wait_for("the second seeder", lambda: second.listening(SEEDER_PORT))
+    done = second.run("seeder", "doctor", "--json", check=False)
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    port = found[f"port {SEEDER_PORT}"]
+    assert port["verdict"] == "ok", port
+    assert port["seen"] == {
+        "tracker": TRACKER,
+        "address": second.address,
+        "tcp": "open",
+        "utp": "open",
+    }
