@@ -13,9 +13,7 @@ who is where, and no more.
 
 from __future__ import annotations
 
-import base64
 import logging
-import os
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,29 +23,16 @@ from random import Random
 from typing import Final
 
 from tracker.redis_link import Command, Link, parse_url
-from tracker.redis_replies import (
-    SUMMARY,
-    WIDTHS,
-    number,
-    numbers,
-    read_answer,
-    read_counts,
-    read_pools,
-)
+from tracker.redis_replies import read_answer, read_counts, read_pools
+from tracker.redis_script import BATCH, Script
+from tracker.redis_sweep import Sweeper
 from tracker.swarms import Answer, Limits, Selection
 from tracker.swarmstore import Asked, StoreDownError, SwarmTotals
-from tracker.wire_http import HASH_BYTES, AnnounceRequest, Counts, Event
-
-BATCH = 200
-"""Commands that are sent at once."""
+from tracker.wire_http import AnnounceRequest, Counts, Event
 
 _EXACT = 1000
 """Peers of a pool that are compared with those of the other swarm of a hybrid."""
 
-_LOOKED_AT = 250
-"""Peers that one step of a sweep looks at."""
-
-_LEASE_SECONDS = 60
 _GRACE_SECONDS = 300
 """How much longer than its peers a key stays that nobody sweeps."""
 _DOWNLOADS_SECONDS = 400 * 86400
@@ -93,19 +78,15 @@ class RedisSwarms:
         rng: Random | None = None,
         sweep_seconds: int = 290,
     ) -> None:
-        url, self._prefix = parse_url(url)
-        script = resources.files("tracker").joinpath("redis_swarms.lua").read_text()
-        self._link = Link(url, script)
+        url, prefix = parse_url(url)
+        text = resources.files("tracker").joinpath("redis_swarms.lua").read_text()
+        self._script = script = Script(Link(url, text), prefix)
         self._limits = limits
         self._kept = _DOWNLOADS_SECONDS if keep_downloads else 0
         self._rng = rng or Random()  # noqa: S311 - it chooses peers, and keeps no secret
-        self._sweep_seconds = sweep_seconds
-        self._swept_for: Callable[[bytes], bool] | None = None
-        self._totals_key = f"{self._prefix}:totals"
+        self._sweeper = Sweeper(script, self._kept, sweep_seconds)
         self._lock = threading.Lock()
         self._sweeping = threading.Lock()
-        self._known = [0] * 5
-        self._unsaid = [0] * 5
         self._completed: set[bytes] = set()
         self._unrestored: dict[bytes, int] = {}
 
@@ -125,12 +106,10 @@ class RedisSwarms:
         """
         with self._lock:
             limits = self._limits
-            swarms, *peers = (
-                known + unsaid for known, unsaid in zip(self._known, self._unsaid, strict=True)
-            )
-            may = (swarms < limits.swarms, sum(peers) < limits.peers)
+        swarms, *peers = self._script.totals()
+        may = (swarms < limits.swarms, sum(peers) < limits.peers)
         commands = [self._announce(each, limits, may) for each in asked]
-        results = self._run(commands)
+        results = self._script.run(commands)
         answers = []
         for each, result in zip(asked, results, strict=True):
             answer = read_answer(result, each)
@@ -163,47 +142,7 @@ class RedisSwarms:
         )
         order = _ORDERS[seed or request.event is Event.PAUSED, six, request.one_family]
         key = address + request.port.to_bytes(2)
-        return self._call(request.info_hash, "announce", packed, order, request.peer_id, key)
-
-    def _name(self, info_hash: bytes) -> str:
-        # In base64, since a hash tag ends with the first brace.
-        tag = base64.urlsafe_b64encode(info_hash).rstrip(b"=").decode()
-        return f"{self._prefix}:{{{tag}}}"
-
-    def _call(self, info_hash: bytes, *arguments: str | bytes | int) -> Command:
-        return ("EVALSHA", self._link.digest, 1, self._name(info_hash), *arguments)
-
-    def _run(self, commands: Sequence[Command]) -> list[object]:
-        """Send commands of the script, and account for what they changed.
-
-        The totals go along: what changed here since the last time, and what all have then.
-        """
-        with self._lock:
-            unsaid, self._unsaid = self._unsaid, [0] * 5
-        totals: list[Command] = [
-            ("HINCRBY", self._totals_key, place, change)
-            for place, change in enumerate(unsaid)
-            if change
-        ]
-        totals.append(("HMGET", self._totals_key, *range(5)))
-        try:
-            results = self._link.run([*totals, *commands])
-        except StoreDownError:
-            with self._lock:
-                self._add(unsaid)
-            raise
-        with self._lock:
-            self._known = numbers(results[len(totals) - 1])
-            for result in results[len(totals) :]:
-                if isinstance(result, list) and len(result) == 4:
-                    result = result[1]  # noqa: PLW2901 - of a sweep
-                if isinstance(result, bytes) and len(result) >= SUMMARY.size:
-                    *_, a, b, c, d, swarms = SUMMARY.unpack_from(result)
-                    self._add([swarms, a, b, c, d])
-        return results[len(totals) :]
-
-    def _add(self, changes: Sequence[int]) -> None:
-        self._unsaid = [one + other for one, other in zip(self._unsaid, changes, strict=True)]
+        return self._script.call(request.info_hash, "announce", packed, order, request.peer_id, key)
 
     def counts(self, info_hashes: Sequence[bytes]) -> list[Counts]:
         """The numbers of swarms, zeros for one that can't be read.
@@ -213,7 +152,9 @@ class RedisSwarms:
         """
         if not info_hashes:
             return []
-        results = self._run([self._call(info_hash, "counts") for info_hash in info_hashes])
+        results = self._script.run(
+            [self._script.call(info_hash, "counts") for info_hash in info_hashes]
+        )
         return [read_counts(result) or _NOTHING.counts for result in results]
 
     def sample(self, info_hashes: Sequence[bytes], limit: int) -> tuple[Counts, list[bytes]]:
@@ -228,7 +169,9 @@ class RedisSwarms:
         leechers: set[bytes] = set()
         most = [0, 0]
         downloaded = partial = 0
-        results = self._run([self._call(each, "sample", _EXACT) for each in info_hashes])
+        results = self._script.run(
+            [self._script.call(each, "sample", _EXACT) for each in info_hashes]
+        )
         for result in results:
             counts = read_counts(result)
             if counts is None or not isinstance(result, bytes):
@@ -253,128 +196,9 @@ class RedisSwarms:
         Raises:
             StoreDownError: Redis doesn't answer.
         """
-        token = base64.b64encode(os.urandom(12))
         with self._sweeping:
             self._restore_pending()
-            if unwanted == self._swept_for and self._swept_recently(now):
-                return 0
-            lease = (f"{self._prefix}:sweeper", token)
-            if self._link.ask("SET", *lease, "NX", "EX", _LEASE_SECONDS) is None:
-                return 0
-            try:
-                expired = self._sweep(now, unwanted)
-                self._swept_for = unwanted
-                self._link.ask("SET", f"{self._prefix}:swept", now, "EX", 86400)
-            finally:
-                if self._link.ask("GET", lease[0]) == token:
-                    self._link.ask("DEL", lease[0])
-        return expired
-
-    def _swept_recently(self, now: int) -> bool:
-        last = number(self._link.ask("GET", f"{self._prefix}:swept"))
-        return 0 <= now - last < self._sweep_seconds
-
-    def _sweep(self, now: int, unwanted: Callable[[bytes], bool] | None) -> int:
-        """Look at all swarms, a batch at a time, and set the totals to what was found."""
-        expired, found, cursor = 0, [0] * 5, b"0"
-        while True:
-            page = self._link.ask(
-                "SCAN", cursor, "MATCH", f"{self._prefix}:{{*}}:[0-3]", "COUNT", BATCH
-            )
-            if not isinstance(page, list) or len(page) != 2:
-                raise StoreDownError("Redis", "answers what is no page of keys")
-            cursor = page[0]
-            pools = [pool for pool in map(self._parse, page[1]) if pool]
-            expired += self._sweep_pools(pools, now, found)
-            if unwanted is not None:
-                expired += self._forget(pools, unwanted, found)
-            self._link.ask("EXPIRE", f"{self._prefix}:sweeper", _LEASE_SECONDS)
-            if cursor == b"0":
-                break
-        with self._lock:
-            self._unsaid, self._known = [0] * 5, found
-        pairs = [value for pair in enumerate(found) for value in pair]
-        self._link.ask("HSET", self._totals_key, *pairs)
-        return expired
-
-    def _parse(self, name: object) -> tuple[bytes, int] | None:
-        """Infohash and place that the name of a key has."""
-        try:
-            tag, place = bytes(name)[len(self._prefix) + 2 :].split(b"}:")  # type: ignore[call-overload]
-            info_hash = base64.urlsafe_b64decode(tag + b"=")
-        except (TypeError, ValueError):
-            return None
-        return (info_hash, int(place)) if len(info_hash) == HASH_BYTES else None
-
-    def _sweep_pools(self, pools: Sequence[tuple[bytes, int]], now: int, found: list[int]) -> int:
-        """Forget silent peers of pools; add to `found` who is left."""
-        expired = 0
-        waiting = [(info_hash, place, b"0") for info_hash, place in pools]
-        while waiting:
-            results = self._run(
-                [
-                    self._call(
-                        info_hash,
-                        "sweep",
-                        place,
-                        self._oldest(place, now),
-                        at,
-                        _LOOKED_AT,
-                        self._kept,
-                    )
-                    for info_hash, place, at in waiting
-                ]
-            )
-            again = []
-            for (info_hash, place, _), result in zip(waiting, results, strict=True):
-                if not isinstance(result, list) or len(result) != 4:
-                    continue  # a key that isn't ours, or not what it was
-                expired -= sum(SUMMARY.unpack(result[1])[4:8])
-                if result[0] == b"0":
-                    found[0] += result[2]
-                    found[1 + place] += result[3]
-                else:
-                    again.append((info_hash, place, result[0]))
-            waiting = again
-        return expired
-
-    def _oldest(self, place: int, now: int) -> int:
-        limits = self._limits
-        return now - (limits.seed_timeout if place < 2 else limits.leecher_timeout)
-
-    def _forget(
-        self,
-        pools: Sequence[tuple[bytes, int]],
-        unwanted: Callable[[bytes], bool],
-        found: list[int],
-    ) -> int:
-        """Forget the peers of pools that are at unwanted addresses."""
-        forgotten = 0
-        waiting = [(info_hash, place, b"0") for info_hash, place in pools]
-        while waiting:
-            pages = self._link.run(
-                [
-                    ("HSCAN", f"{self._name(info_hash)}:{place}", at, "COUNT", _LOOKED_AT)
-                    for info_hash, place, at in waiting
-                ]
-            )
-            commands, again = [], []
-            for (info_hash, place, _), page in zip(waiting, pages, strict=True):
-                if not isinstance(page, list) or len(page) != 2:
-                    continue  # no hash
-                keys = [key for key in page[1][::2] if len(key) == WIDTHS[place % 2]]
-                if gone := [key for key in keys if unwanted(key[:-2])]:
-                    commands.append(self._call(info_hash, "forget", place, self._kept, *gone))
-                if page[0] != b"0":
-                    again.append((info_hash, place, page[0]))
-            for result in self._run(commands) if commands else ():
-                if isinstance(result, bytes) and len(result) == SUMMARY.size:
-                    *_, a, b, c, d, swarms = SUMMARY.unpack(result)
-                    for at, change in enumerate((swarms, a, b, c, d)):
-                        found[at] = max(found[at] + change, 0)
-                    forgotten -= a + b + c + d
-            waiting = again
-        return forgotten
+            return self._sweeper.sweep(now, self._limits, unwanted)
 
     def restore(self, downloads: Mapping[bytes, int]) -> None:
         """Take numbers of downloads where Redis has lower ones, now or when it answers."""
@@ -393,9 +217,9 @@ class RedisSwarms:
                 some = dict(islice(self._unrestored.items(), BATCH))
             if not some:
                 return
-            self._run(
+            self._script.run(
                 [
-                    self._call(info_hash, "restore", min(count, 2**32 - 1), self._kept)
+                    self._script.call(info_hash, "restore", min(count, 2**32 - 1), self._kept)
                     for info_hash, count in some.items()
                 ]
             )
@@ -432,14 +256,10 @@ class RedisSwarms:
     def totals(self) -> SwarmTotals:
         """How many swarms and peers all trackers have; the last that is known without Redis."""
         try:
-            self._run([])
+            self._script.run([])
         except StoreDownError:
             _log.debug("totals are those of earlier")
-        with self._lock:
-            swarms, *peers = (
-                max(known + unsaid, 0)
-                for known, unsaid in zip(self._known, self._unsaid, strict=True)
-            )
+        swarms, *peers = (max(total, 0) for total in self._script.totals())
         return SwarmTotals(swarms, *peers)
 
     def check(self) -> None:
@@ -448,12 +268,12 @@ class RedisSwarms:
         Raises:
             StoreDownError: it doesn't.
         """
-        self._link.ask("PING")
+        self._script.link.ask("PING")
 
     def close(self) -> None:
         """Say what changed, and let go of Redis."""
         try:
-            self._run([])
+            self._script.run([])
         except StoreDownError:
             _log.debug("the next sweep finds what changed")
-        self._link.close()
+        self._script.link.close()

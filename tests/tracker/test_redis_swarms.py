@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import itertools
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,7 +13,8 @@ import pytest
 from tests import engines
 from tests.engines import Engine
 from tracker.redis_link import Link, parse_url
-from tracker.redis_swarms import BATCH, RedisSwarms
+from tracker.redis_script import BATCH
+from tracker.redis_swarms import RedisSwarms
 from tracker.swarms import Answer, Limits
 from tracker.swarmstore import Asked, StoreDownError, SwarmTotals
 from tracker.wire_http import AnnounceRequest, Counts, Event
@@ -146,42 +146,6 @@ def test_large_samples(make: Make) -> None:
     assert (counts.incomplete, len(peers)) == (1210, 5)
 
 
-def test_sweeps_take_turns(make: Make, url: str, raw: Link) -> None:
-    """One tracker sweeps at a time, others soon after it need not; totals are exact again."""
-    one, other = make(), make(sweep=45)
-    one.announce(*asked())
-    one.totals()
-    lease = f"{parse_url(url)[1]}:sweeper"
-    raw.ask("SET", lease, "another")
-    assert one.expire(NOW + 2000) == 0
-    raw.ask("DEL", lease)
-    raw.ask("HSET", f"{parse_url(url)[1]}:totals", 0, 77, 3, "rubbish")
-    assert one.expire(NOW) == 0
-    assert one.totals() == other.totals() == SwarmTotals(1, 0, 0, 1, 0)
-    assert other.expire(NOW + 44) == 0
-    one.announce(*asked(2))
-    assert other.expire(NOW + 2000) == 2
-    assert raw.ask("EXISTS", lease) == 0
-
-
-def test_unwanted_addresses(make: Make) -> None:
-    """They go as soon as they are unwanted, whoever swept lately; then the usual time goes by."""
-    swarms, asked_about = make(sweep=45), Counter[bytes]()
-    swarms.announce_many([asked(port, host=host) for port in (1, 2) for host in range(200)])
-
-    def unwanted(address: bytes) -> bool:
-        asked_about[address] += 1
-        return address[3] < 50
-
-    assert swarms.expire(NOW) == 0
-    assert swarms.expire(NOW + 1, unwanted) == 100
-    assert asked_about.keys() == {bytes([10, 0, 0, host]) for host in range(200)}
-    asked_about.clear()
-    assert swarms.expire(NOW + 2, unwanted) == 0
-    assert not asked_about
-    assert swarms.totals() == SwarmTotals(1, 0, 0, 300, 0)
-
-
 def test_rubbish(make: Make, url: str, raw: Link) -> None:
     """What no tracker wrote is passed over and swept away; other swarms aren't touched by it."""
     swarms = make()
@@ -243,7 +207,7 @@ def test_gone_and_back(caplog: pytest.LogCaptureFixture) -> None:
             "numbers of downloads are taken up later: Redis: does not answer"
         ]
         engine.start()
-        swarms._link._failures = 0  # as after the pause
+        swarms._script.link._failures = 0  # as after the pause
         swarms.check()
         swarms.expire(NOW)
         assert swarms.counts([OTHER])[0].downloaded == 5
