@@ -109,12 +109,12 @@ def test_keys(make: Make, url: str, raw: Link) -> None:
     found = raw.ask("KEYS", f"{parse_url(url)[1]}:[{{]*")
     assert isinstance(found, list)
     assert sorted(found) == [f"{name(url)}:{each}".encode() for each in ("0", "2", "d", "n2", "p")]
-    assert {each[-2:]: raw.ask("TTL", each) for each in found if not each.endswith(b"d")} == {
-        b":0": 1300,
-        b":2": 400,
-        b"n2": 400,
-        b":p": 400,
-    }
+    seconds = {each[-2:]: raw.ask("TTL", each) for each in found if not each.endswith(b"d")}
+    assert seconds.keys() == {b":0", b":2", b"n2", b":p"}
+    for key, left in seconds.items():
+        most = 1300 if key == b":0" else 400
+        assert isinstance(left, int)
+        assert most - 300 < left <= most  # some have gone by
     assert swarms.counts([HASH]) == [Counts(1, 2, 1, 0)]
 
 
