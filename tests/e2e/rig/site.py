@@ -16,7 +16,7 @@ from typing import Any
 from substituter import launcher
 from tests.e2e.rig import guix
 from tests.e2e.rig.guix import Mode
-from tests.e2e.rig.nodes import Cluster, wait_for
+from tests.e2e.rig.nodes import Cluster, DeadlineError, wait_for
 
 TRACKER_PORT = 6969
 SEEDER_PORT = 6881
@@ -27,6 +27,7 @@ TRACKER = f"http://A:{TRACKER_PORT}"
 SERVER = f"http://A:{guix.PROXY_PORT}"
 CONFIG = "/etc/narswarm/narswarm.toml"
 SEEDER_STATE = "/var/lib/narswarm/seeder"
+SHELL = "/opt/rig/shell.scm"
 EXTENSIONS = "/opt/narswarm/substituter/guix/extensions"
 
 BLOCKED = {"^/nar/": "404"}
@@ -134,8 +135,15 @@ class Site:
         With a negative number as many, and none refers to another. The seeder starts anew, so
         that it finds them.
         """
-        command = ("guix", "repl", "--", "/opt/rig/chain.scm", f"e2e-{label}", str(count))
-        output = self.node.run(*command, self.items["busybox"]).stdout
+        return self._made("chain.scm", f"e2e-{label}", str(count), self.items["busybox"])
+
+    def add_packages(self) -> list[str]:
+        """Build the packages of shell.scm and what they need; labels. The seeder starts anew."""
+        return self._made("shell-seed.scm", SHELL, "/usr/lib/x86_64-linux-gnu/guix/guile")
+
+    def _made(self, script: str, *arguments: str) -> list[str]:
+        """Run a script that puts items into A's store, and have the seeder find them."""
+        output = self.node.run("guix", "repl", "--", f"/opt/rig/{script}", *arguments).stdout
         made = dict(line.split(" ", 1) for line in output.splitlines())
         self.items |= made
         self.stop("seeder")
@@ -189,7 +197,12 @@ class Site:
             return answer is not None and any(t["seeders"] for t in answer["torrents"])
 
         for label in labels:
-            wait_for(f"{label} in the index", seeded, timeout)
+            try:
+                wait_for(f"{label} in the index", seeded, timeout)
+            except DeadlineError as error:
+                found = f"the tracker: {self.index(label)}\nthe seeder: {self.status()}"
+                log = self.node.services["seeder"].tail()
+                raise DeadlineError(f"{error}\n{found}\n{log}") from None
 
     def payload_length(self, label: str) -> int:
         """Bytes of an item's payload."""
