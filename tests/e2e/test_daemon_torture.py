@@ -13,7 +13,7 @@ from narswarm import gcrypt, nar, narinfo
 from tests.e2e.rig import guix
 from tests.e2e.rig.guix import Mode
 from tests.e2e.rig.nodes import wait_for
-from tests.e2e.rig.site import SERVER, Fetcher, Site
+from tests.e2e.rig.site import SERVER, SHELL, Fetcher, Site
 
 pytestmark = pytest.mark.e2e
 
@@ -53,6 +53,35 @@ def test_many_at_once(
     b.assert_equal(*many)
     guix.verify_contents(b.node)
     assert b.http_bytes() == 0
+
+
+@pytest.fixture(scope="module", name="packages")
+def packages_fixture(whole_site: Site) -> list[str]:
+    """The labels of packages, and of the Guile that makes profiles of them."""
+    whole_site.ensure()
+    labels = whole_site.add_packages()
+    whole_site.wait_published(*labels)
+    return labels
+
+
+def test_guix_shell(site: Site, fetcher: Callable[..., Fetcher], packages: list[str]) -> None:
+    """An environment of fifty packages: they come from the swarm, the profile is built here."""
+    site.wait_published(*packages)
+    b = fetcher(Mode.UNPRIVILEGED, policy="swarm-first", program="launcher")
+    look = 'cd "$GUIX_ENVIRONMENT"/share && echo * && cat e2e-shell-7'
+    command = ("guix", "shell", "--bootstrap", "-m", SHELL, "--", "sh", "-c", look)
+    done = b.node.run(*command)
+    assert f"{MANY + 1} items will be downloaded" in done.stderr  # the Guile is one
+    names, _, content = done.stdout.partition("\n")
+    assert set(names.split()) == {f"e2e-shell-{number}" for number in range(1, MANY + 1)}
+    assert content == site.node.read(f"{site.items['e2e-shell-7']}/share/e2e-shell-7").decode()
+    b.assert_equal(*packages[::10])
+    guix.verify_contents(b.node)
+    assert b.http_bytes() == 0
+    # Another time everything is there.
+    again = b.node.run(*command)
+    assert again.stdout == done.stdout
+    assert "downloaded" not in again.stderr
 
 
 def test_substitutable_and_local_inputs(site: Site, fetcher: Callable[..., Fetcher]) -> None:
