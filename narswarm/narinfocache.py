@@ -120,6 +120,10 @@ class NarinfoCache:
                 temporary.unlink(missing_ok=True)
                 raise
 
+    def hash_parts(self) -> set[str]:
+        """Of which items anything is kept, of any server."""
+        return {entry.name for entry in self._entries() if storepath.is_hash_part(entry.name)}
+
     def prune_if_due(self, now: float) -> None:
         """Clean up in the background, once a day over all processes."""
         stamp = self._directory / _STAMP

@@ -46,10 +46,12 @@ class Disagreements:
         self._disk = disk
         self._lock = threading.Lock()
         self._new: dict[tuple[str, str], _New] = {}
+        # Nearly all items have none: to look for a file of each takes longer than all else here.
+        self._there = disk.hash_parts()
 
     def get(self, server: str, hash_part: str, now: float) -> Cached | None:
         """See `narswarm.narinfocache.NarinfoCache`."""
-        return self._disk.get(server, hash_part, now)
+        return self._disk.get(server, hash_part, now) if hash_part in self._there else None
 
     def put(
         self,
@@ -75,6 +77,7 @@ class Disagreements:
             new, self._new = self._new, {}
         for (server, hash_part), each in new.items():
             if hash_part not in vouched:
+                self._there.add(hash_part)
                 self._disk.put(server, hash_part, *each)
 
 

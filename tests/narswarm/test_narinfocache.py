@@ -69,6 +69,15 @@ def test_servers_and_items_are_apart(cache: NarinfoCache) -> None:
     assert cache.get(SERVER, OTHER, 1000) is None
 
 
+def test_what_is_kept(cache: NarinfoCache, tmp_path: Path) -> None:
+    """Items of all servers, once; no other files."""
+    assert cache.hash_parts() == set()
+    for server, hash_part in ((SERVER, HASH), ("https://b.example", HASH), (SERVER, OTHER)):
+        cache.put(server, hash_part, b"a", 1000, 60)
+    (files(tmp_path / "deep/cache")[0].parent / ".left.1.2").touch()
+    assert cache.hash_parts() == {HASH, OTHER}
+
+
 def test_files(cache: NarinfoCache, tmp_path: Path) -> None:
     """Entries are complete files under the hash of the server, and nothing is left besides."""
     cache.put(SERVER, HASH, b"raw", 1000, 60)

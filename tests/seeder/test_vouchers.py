@@ -168,5 +168,8 @@ def test_what_differs_is_kept_with_its_version(
             assert [bool(found[each]) for each in (same.item, differs, unknown.item)] == [1, 0, 0]
             assert sorted(server.statuses) == statuses
         assert [file.name for file in directory.glob("*/*")] == [other.path[11:43]]
+        later = Disagreements(NarinfoCache(directory))
+        assert later.get(server.url, other.path[11:43], 10.0) is not None
+        assert later.get(server.url, same.path[11:43], 10.0) is None
     server.close()
     assert len(caplog.messages) == 3
