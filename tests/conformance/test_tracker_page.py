@@ -144,6 +144,14 @@ def _has_no_complaint(window: Browser) -> None:
     assert window.messages() == []
 
 
+def _complaints(window: Browser) -> list[str]:
+    """What is said in the console, once there is something."""
+    give_up = time.monotonic() + DEADLINE
+    while not (said := window.messages()):
+        assert time.monotonic() < give_up, "nothing is said"
+    return said
+
+
 def _pages(site: Site) -> dict[str, str]:
     item = base32.encode(site.items["gcc-toolchain-13.2.0"].nar_hash)
     return {
@@ -166,7 +174,7 @@ def test_layout(site: Site, window: Browser, name: str, scheme: str, width: int)
         "const page = document.documentElement; return [page.scrollWidth, page.clientWidth]"
     )
     assert inner <= outer == width
-    assert window.run("return document.fonts.status") == "loaded"
+    assert window.until("return document.fonts.status", "loaded")
     _has_no_complaint(window)
 
 
@@ -335,7 +343,7 @@ def test_missing_pages(site: Site, window: Browser) -> None:
     """A browser gets a page where nothing is; a program gets a line, and JSON under /v1."""
     window.open(f"{site.url}/item/{'0' * 52}")
     assert window.text("h1") == "There is nothing here"
-    (message,) = window.messages()
+    (message,) = _complaints(window)
     assert "status of 404" in message
     assert site.status(f"/item/{'0' * 52}") == (404, "text/plain;charset=utf-8")
     assert site.status(f"/v1/nar/{'0' * 52}") == (404, "application/json")
@@ -359,7 +367,7 @@ def test_policy_is_kept(site: Site, window: Browser) -> None:
         "script.textContent = 'document.title = 1'; document.body.append(script)"
     )
     assert window.title == "narswarm tracker"
-    (message,) = window.messages()
+    (message,) = _complaints(window)
     assert "Content Security Policy" in message
 
 

@@ -121,8 +121,10 @@ def test_what_was_granted_is_given_back() -> None:
 
 
 @pytest.mark.parametrize("utp", [True, False])
-def test_a_seeder(attempts: Attempts, utp: bool) -> None:
+def test_a_seeder(attempts: Attempts, utp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session of libtorrent is seen, and whether it takes connections of uTP."""
+    if utp:
+        monkeypatch.setattr(probes, "SECONDS", 120.0)
     settings = SwarmSettings(
         listen=("127.0.0.1:0",),
         dht=False,
@@ -146,8 +148,8 @@ def test_a_port_that_nobody_has(attempts: Attempts) -> None:
 def test_ipv6(attempts: Attempts) -> None:
     """Is tried by itself."""
     address = socket.inet_pton(socket.AF_INET6, "::1")
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
-        port = listener.getsockname()[1]
+    port = free_port("::1")
+    with socket.create_server(("::1", port), family=socket.AF_INET6):
         assert seen(attempts, port, address) == Found(Seen.OPEN, Seen.REFUSED)
 
 
@@ -159,7 +161,7 @@ def test_what_this_network_does_not_allow(attempts: Attempts) -> None:
 
 def test_a_port_that_is_silent(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
     """As behind a firewall that drops everything: it is asked three times by uTP, and given up."""
-    monkeypatch.setattr(probes, "SECONDS", 0.3)
+    monkeypatch.setattr(probes, "SECONDS", 3.0)
     monkeypatch.setattr(probes, "RESENDS", (0.1, 0.2))
     with contextlib.ExitStack() as stack:
         port, heard = stack.enter_context(udp(lambda *_: []))
@@ -171,13 +173,14 @@ def test_a_port_that_is_silent(attempts: Attempts, monkeypatch: pytest.MonkeyPat
             waiting.setblocking(False)
             waiting.connect_ex(("127.0.0.1", port))
         assert seen(attempts, port) == Found(Seen.SILENT, Seen.SILENT)
-        assert len(heard) == 3
-        assert len({heard[0][16:18] + each[2:4] for each in heard}) == 1
+    assert len(heard) == 3
+    assert len({heard[0][16:18] + each[2:4] for each in heard}) == 1
 
 
 def test_a_datagram_that_was_lost(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is sent again; what isn't an answer is passed over, and the connection is given back."""
-    monkeypatch.setattr(probes, "RESENDS", (0.05, 0.1))
+    monkeypatch.setattr(probes, "SECONDS", 120.0)
+    monkeypatch.setattr(probes, "RESENDS", (0.05, 100.0))
 
     def answer(data: bytes, number: int) -> list[bytes]:
         if data[0] >> 4 != 4:
