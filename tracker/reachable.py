@@ -22,7 +22,7 @@ from typing import Final
 
 from flask import Blueprint, Response, json, request
 
-from narswarm.errors import BusyError, InvalidInputError
+from narswarm.errors import InvalidInputError
 from tracker.announcer import Announcer
 from tracker.failures import BUSY_SECONDS, error_response
 from tracker.parking import ENVIRON, Answered, Parking, Poll, Reply
@@ -140,16 +140,12 @@ class Reachable:
         if request.method != "GET":
             return Response(content_type="application/json")
         if not self._parking.has_room(own=True):
-            raise BusyError("reachable", "is what too many wait for; try again")
+            return _later("reachable: is what too many wait for; try again", BUSY_SECONDS)
         with self._lock:
             wait = self._turns.wait(address, self._clock())
         if wait > 0:
             seconds = int(wait) + 1
-            response = error_response(
-                HTTPStatus.TOO_MANY_REQUESTS, f"address: was looked at just now; wait {seconds} s"
-            )
-            response.headers["Retry-After"] = str(seconds)
-            return response
+            return _later(f"address: was looked at just now; wait {seconds} s", seconds)
         found: list[Found] = []
         key = b"reachable %d" % next(self._number)
         text = json.dumps({"error": "reachable: was not looked at in time"}).encode()
@@ -166,10 +162,10 @@ class Reachable:
             return Reply(json.dumps(facts).encode())
 
         if not self._attempts.begin(address, port, done):
-            raise BusyError("reachable", "is what too many ask for; try again")
+            return _later("reachable: is what too many ask for; try again", BUSY_SECONDS)
         request.environ[ENVIRON] = Poll(key, 0, _PARKED, answer)
-        # For a server whose connections can't wait.
-        return error_response(HTTPStatus.SERVICE_UNAVAILABLE, "reachable: can't be told here")
+        # For a server whose connections can't wait; and no failure, as which it would be counted.
+        return error_response(HTTPStatus.ACCEPTED, "reachable: can't be told by this server")
 
     def _address(self) -> bytes:
         """Who asks.
@@ -191,3 +187,10 @@ class Reachable:
         if not self._allowed(address):
             raise RefusedError("address", "is not one that others could connect to")
         return address
+
+
+def _later(text: str, seconds: int) -> Response:
+    """Have who asks come again; nothing is wrong with the tracker."""
+    response = error_response(HTTPStatus.TOO_MANY_REQUESTS, text)
+    response.headers["Retry-After"] = str(seconds)
+    return response

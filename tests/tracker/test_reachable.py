@@ -236,18 +236,18 @@ def test_nothing_is_tried_of_what_is_asked_wrongly(bench: Bench) -> None:
 
 def test_a_server_whose_connections_can_not_wait(bench: Bench) -> None:
     """Is told so at once."""
-    assert error(bench.get(free_port())) == (503, "reachable: can't be told here")
+    assert error(bench.get(free_port())) == (202, "reachable: can't be told by this server")
 
 
 def test_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who finds no room, to wait or to be tried, comes again later."""
     full = Bench(room=0)
-    assert error(full.get()) == (503, "reachable: is what too many wait for; try again")
+    assert error(full.get()) == (429, "reachable: is what too many wait for; try again")
     full.close()
     monkeypatch.setattr(probes, "MAX_ATTEMPTS", 0)
     busy = Bench()
     response = busy.get()
-    assert error(response) == (503, "reachable: is what too many ask for; try again")
+    assert error(response) == (429, "reachable: is what too many ask for; try again")
     assert response.headers["Retry-After"] == "5"
     busy.close()
 
