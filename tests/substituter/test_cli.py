@@ -29,7 +29,7 @@ def run(
     """Run the program as if it were installed."""
     command = [sys.executable, "-I", "-c", PROGRAM, *arguments]
     return subprocess.run(
-        command, env=environ, cwd="/", input=stdin, capture_output=True, check=False, timeout=60
+        command, env=environ, cwd="/", input=stdin, capture_output=True, check=False, timeout=300
     )
 
 

@@ -60,7 +60,7 @@ def main(tracker: str, url: str, item: str, work: str, port: str) -> None:
     params.trackers = [f"{tracker}/announce"]
     params.flags |= lt.torrent_flags.seed_mode
     key = PublisherKey.load_or_create(directory / "key")
-    index = TrackerIndex(HttpClient(timeout=10.0), tracker)
+    index = TrackerIndex(HttpClient(timeout=60.0), tracker)
     index.publish(key, truth.nar_hash, torrent, raw, int(time.time()))
     session.add_torrent(params)
     print("published", params.ti.info_hashes().v2, flush=True)
