@@ -23,7 +23,7 @@ from typing import Final, Protocol
 from narswarm.narinfo import Narinfo
 from substituter.ahead import MOVES, Ahead, AheadSource, Pace
 from substituter.contest import NarSource
-from substituter.race import LEAST_RATE, Policy, Way
+from substituter.race import ASSUMED_RATE, Policy, Way
 from substituter.schedule import (
     HTTP_AT_ONCE,
     SWARM_AT_ONCE,
@@ -295,7 +295,7 @@ class Prefetcher:
         known = [rate or 0.0]
         if size >= _MEASURED:
             known.append(size / max(now - ahead.begun, 0.01))
-        elif before is not None or max(known) > LEAST_RATE:
+        elif before is not None or max(known) > ASSUMED_RATE:
             # Round trips say that they are no slower than that, not that they are no faster.
             known.append(before or 0.0)
         else:

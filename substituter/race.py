@@ -44,10 +44,6 @@ SLOW: Final = 1.0
 ASSUMED_RATE: Final = 4 << 20
 """Bytes of NAR a second that are expected of a source which hasn't been tried."""
 
-LEAST_RATE: Final = 512 << 10
-"""The same for an item that is on its way already. Many may fetch it from one line, which servers
-share: a swarm passes each byte on, and must not have to compete with those who don't."""
-
 MARGIN: Final = 0.8
 """Share of the time left in which the other has to be through, or it needn't join."""
 
@@ -195,7 +191,7 @@ def decide(
     rival = ways.get(way.other)
     if rival is None or rival.state is State.OVER:
         return NOTHING
-    rate = (expected or {}).get(way.other, LEAST_RATE if way is begun else ASSUMED_RATE)
+    rate = (expected or {}).get(way.other, ASSUMED_RATE)
     # A small item is either here by now or faster from a server.
     share = AHEAD if ahead and nar_size <= SMALL else 1.0
     share = BEGUN if way is begun else share

@@ -13,7 +13,7 @@ import pytest
 from narswarm.errors import NetworkError
 from substituter import contest as module
 from substituter.contest import Contest, Lane, NarSource, NobodyLeftError, Runner, Sources
-from substituter.race import Policy, Way
+from substituter.race import Decision, Policy, Standing, State, Way
 
 NAR = bytes(range(256)) * 64
 SIZE = len(NAR)
@@ -274,6 +274,30 @@ def test_rates_are_those_of_ways_that_were_not_held_up(monkeypatch: pytest.Monke
         race.read()
         rates: Mapping[Way, float] = race.contest.rates()
         assert not rates or known
+
+
+def test_the_rate_of_one_that_was_let_go_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it needn't be tried again with each further item."""
+    server, swarm = Told("a", 2 * PIECE, "hang"), Told("b", 0, "hang")
+    stopped: list[float] = []
+
+    def decided(
+        policy: Policy, size: int, ways: Mapping[Way, Standing], *rest: object, **more: object
+    ) -> Decision:
+        del policy, size, rest, more
+        for way in Way:
+            if ways[way].state is State.WAITING and not stopped:
+                return Decision(start=way)
+        if (rate := ways[Way.HTTP].rate) and not stopped:
+            stopped.append(rate)
+            swarm.release()
+            return Decision(stop=Way.HTTP)
+        return Decision()
+
+    monkeypatch.setattr(module, "decide", decided)
+    race = Race(http=[server], swarm=[swarm, Told("c")])
+    assert race.read() == NAR
+    assert race.contest.rates()[Way.HTTP] == stopped[0]
 
 
 class Tidying(Told):

@@ -290,10 +290,10 @@ def test_what_is_on_its_way_goes_on() -> None:
         (Standing(State.RUNNING, found=True), 2.0),
         (Standing(State.RUNNING, found=True, position=1, last=1.0), 3.0),
         (
-            Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.LEAST_RATE / 2),
+            Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.ASSUMED_RATE / 2),
             4.0,
         ),
-        (Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.LEAST_RATE), None),
+        (Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.ASSUMED_RATE), None),
     ],
 )
 def test_what_is_on_its_way_has_more_time(one: Standing, joins: float | None) -> None:
