@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SILENCE: Final = 1.0
 """Seconds without a byte after which a further connection is tried; they double with each."""
 
-WATCHED: Final = 1 << 20
-"""Bytes of a file from which on somebody watches whether it comes."""
+WATCHED: Final = 16 << 10
+"""Bytes of a file from which on somebody watches whether it comes; others are there at once."""
 
 MAX_TRIES: Final = 3
 """Further connections for one file."""

@@ -15,7 +15,7 @@ from substituter.resume import MAX_TRIES, WATCHED, Resuming
 from tests.substituter.conftest import Site
 
 PATIENCE = 120.0
-BODY = bytes(range(256)) * (WATCHED // 128)
+BODY = bytes(range(256)) * 8192
 STOP = 300_000
 SILENCE = 0.5
 
