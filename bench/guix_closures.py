@@ -38,13 +38,20 @@ from bench.links import Links, Wire
 from tests.e2e.rig import guix, ownseeder
 from tests.e2e.rig.nodes import Cluster, wait_for
 from tests.e2e.rig.rootfs import cache_directory, rootfs
-from tests.e2e.rig.site import Fetcher, Site
+from tests.e2e.rig.site import SEEDER_PORT, Fetcher, Site
 
 HERE = Path(__file__).resolve().parent
 CLOSURES = {"small": (200, 50_000_000), "large": (20, 1_000_000_000), "crowd": (20, 100_000_000)}
 WIRES = [Wire(mbit, rtt) for mbit in (20, 200) for rtt in (1, 50)]
 SEEDERS = ("warm", "cold", "empty")
 SLOW = "slow"
+SLOW_DOWN = (
+    # libtorrent's own limits don't count in a private network.
+    "qdisc add dev eth0 root handle 1: htb default 10",
+    "class add dev eth0 parent 1: classid 1:10 htb rate 10gbit quantum 60000",
+    "class add dev eth0 parent 1: classid 1:20 htb rate 8mbit",
+    f"filter add dev eth0 parent 1: protocol ip u32 match ip sport {SEEDER_PORT} 0xffff flowid 1:20",
+)
 LIMIT = 1800.0
 
 
@@ -127,10 +134,10 @@ class Bench:
         site.node.run("rm", "-rf", "/srv/tracker")
         if seeder == "cold":
             site.node.run("rm", "-rf", "/var/lib/narswarm/seeder")
-        site.configure_seeder(
-            premake="10 GiB" if seeder in ("warm", SLOW) else "0 B",
-            upload_rate="1 MiB" if seeder == SLOW else 0,
-        )
+        site.configure_seeder(premake="10 GiB" if seeder in ("warm", SLOW) else "0 B")
+        site.node.run("tc", "qdisc", "del", "dev", "eth0", "root", check=False)
+        for command in SLOW_DOWN if seeder == SLOW else ():
+            site.node.run("tc", *command.split())
         site.start_tracker()
         guix.proxy_rules(site.node, {})
         if seeder == "empty":
