@@ -330,7 +330,7 @@ class Fetching:
                 self._file, self._source = descriptor, source
                 self._serial += 1
                 self._contiguous = 0
-                self._complete = self._preparing = False
+                self._complete = False
                 self._progress = Progress(0, source.length, 0, 0, 0.0, 0)
             elif event == "progress":
                 length = self._source.length if self._source is not None else 0

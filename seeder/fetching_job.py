@@ -295,6 +295,8 @@ class Job:
                     length=candidate.length,
                     path=download.path,
                     progress=replace(NOTHING, total=candidate.length),
+                    # It may be known already, and be seeded only in a while.
+                    preparing=self.view.preparing,
                 )
             )
             other = self._follow(download, others)

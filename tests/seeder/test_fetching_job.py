@@ -244,12 +244,13 @@ def test_the_only_torrent_gets_more_time(bench: Bench) -> None:
 
 
 def test_what_is_prepared_is_shown(bench: Bench) -> None:
-    """Before there is a torrent; then one is used, and it isn't prepared any more."""
+    """Before there is a torrent, and until the first byte of one."""
     bench.torrents.prepares, bench.torrents.there = True, [candidate("a")]
     bench.swarm.setups = {"a": complete}
     assert bench.run().complete
     assert bench.views[0] == View(preparing=True)
-    assert [(view.serial, view.preparing) for view in bench.views[1:3]] == [(1, False)] * 2
+    shown = {(view.serial, view.contiguous, view.preparing) for view in bench.views[1:]}
+    assert shown == {(1, 0, True), (1, 100, False)}
 
 
 def test_a_known_torrent_that_is_prepared(bench: Bench) -> None:
