@@ -9,7 +9,6 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from narswarm.acl import Acl
 from narswarm.candidates import Torrents
@@ -323,8 +322,7 @@ class Parts:
         """A tracker knows a NAR by now; it may have refused the announce before."""
         for infohash in (self.offering.infohash(nar_hash), self.mirror.seeds.infohash(nar_hash)):
             if infohash is not None:
-                with suppress(NotFoundError):
-                    self.swarm.reannounce(infohash)
+                self.reannouncer.announce(infohash)
 
     def _on_changed(self) -> None:
         """Items came or went."""

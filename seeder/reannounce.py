@@ -4,11 +4,15 @@
 libtorrent tries a tracker that failed at ever longer intervals, for each torrent on its own. After
 a tracker was down for an hour, thousands of torrents would come back over the next hour. So one
 torrent is announced again and again, and as soon as that works, all are.
+
+What libtorrent is told while an announce is under way it forgets when that fails: a tracker may
+refuse a torrent that it is told of a moment later. So such a torrent is announced twice.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,9 +63,16 @@ class Reannouncer:
         self._infohashes = infohashes
         self._pause = pause
         self._seen: dict[str, _Seen] = {}
+        self._again: deque[str] = deque()
+
+    def announce(self, infohash: str) -> None:
+        """Announce a torrent which a tracker knows by now, and once more at the next look."""
+        self._announce([infohash])
+        self._again.append(infohash)
 
     def run(self) -> None:
         """Look at what happened since the last call."""
+        again = [self._again.popleft() for _ in range(len(self._again))]
         probe = revived = False
         for status in self._swarm.trackers():
             seen = self._seen.setdefault(status.url, _Seen())
@@ -79,8 +90,8 @@ class Reannouncer:
         infohashes = self._infohashes()
         if revived:
             self.announce_all()
-        elif probe:
-            self._announce(infohashes[-1:])
+        else:
+            self._announce([*again, *(infohashes[-1:] if probe else ())])
 
     def announce_all(self) -> None:
         """Announce everything that there is."""

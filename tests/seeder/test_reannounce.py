@@ -76,6 +76,21 @@ def test_single_refusals_are_no_failure() -> None:
     assert bench.after(2, 5) == []
 
 
+def test_what_a_tracker_knows_by_now() -> None:
+    """It is announced at once, and once more: an announce that fails meanwhile hides the first."""
+    bench = Bench()
+    for infohash in ("b", "gone", "a"):
+        bench.job.announce(infohash)
+    assert bench.swarm.announced == ["b", "a"]
+    assert bench.after(1, 1) == ["b", "a"]
+    assert bench.after(2, 2) == []
+    bench.job.announce("a")
+    assert bench.after(2, 3) == ["a", "c"]
+    bench.job.announce("a")
+    assert bench.after(3, 3) == ["a", "b", "c"]
+    assert bench.after(4, 3) == []
+
+
 def test_many_torrents_come_back_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tracker that just came back isn't run over; the seeder's end ends it."""
     monkeypatch.setattr(reannounce, "BATCH", 2)
