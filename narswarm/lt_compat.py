@@ -47,11 +47,14 @@ def library() -> Any:
     """The libtorrent module.
 
     Raises:
-        NotFoundError: it isn't installed; the reason says which package has it.
+        NotFoundError: it isn't installed, and the reason says which package has it; or it is, and
+            a library that it needs isn't.
     """
     try:
         import libtorrent  # noqa: PLC0415  20 ms that most commands don't need
     except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError):
+            raise NotFoundError("libtorrent", f"can't be loaded: {error}") from error
         raise NotFoundError(
             "libtorrent",
             "the Python module is not installed (Debian calls it python3-libtorrent, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +136,14 @@ def test_a_missing_libtorrent_is_explained(monkeypatch: pytest.MonkeyPatch) -> N
         "libtorrent: the Python module is not installed (Debian calls it python3-libtorrent, "
         "Guix libtorrent-rasterbar)"
     )
+
+
+def test_a_libtorrent_that_lacks_a_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The error says what the loader said."""
+    reason = "libstdc++.so.6: cannot open shared object file: No such file or directory"
+    (tmp_path / "libtorrent.py").write_text(f"raise ImportError({reason!r})\n")
+    monkeypatch.delitem(sys.modules, "libtorrent")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NotFoundError) as caught:
+        lt_compat.library()
+    assert str(caught.value) == f"libtorrent: can't be loaded: {reason}"
