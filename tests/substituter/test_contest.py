@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
@@ -37,6 +36,7 @@ class Told:
         self.key = key
         self.host = host
         self.closed = threading.Event()
+        self.hangs = False
         self.sent = 0
         self._upto, self._then, self._data = upto, then, data
         self._unwanted = threading.Event()
@@ -46,6 +46,7 @@ class Told:
         """Deliver."""
         # One that was let go may be begun anew while it still ends.
         self._unwanted = unwanted = threading.Event()
+        self.hangs = False
         runner.source(f"x:{self.key}", None, lambda: 0)
         runner.on_drop(unwanted.set)
         try:
@@ -65,7 +66,9 @@ class Told:
         if self._then == "fail":
             raise NetworkError(self.key, "broke")
         if self._then == "hang":
+            self.hangs = True
             unwanted.wait(WAIT)
+            self.hangs = False
 
 
 class Shown:
@@ -87,20 +90,42 @@ class Shown:
 
 
 class Race:
-    """A contest, and all that came of it."""
+    """A contest, and all that came of it.
 
-    def __init__(self, policy: Policy = Policy.RACE, **ways: list[Told] | Sources) -> None:
+    Args:
+        policy: what the user wants of the two ways.
+        timed: whether time goes by with each look; else it does so only while all that run hang,
+            as sources of which a thread waits for the processor aren't silent.
+        ways: their sources.
+    """
+
+    def __init__(
+        self, policy: Policy = Policy.RACE, *, timed: bool = False, **ways: list[Told] | Sources
+    ) -> None:
         self.shown = Shown()
         self.failures: list[tuple[str, str, bool]] = []
-        ticks = itertools.count()
+        self._timed = timed
+        self._ticks = 0
+        self._lanes: list[Lane] = []
         self.contest = Contest(
             SIZE,
             policy,
             {Way(name): _sources(each) for name, each in ways.items()},
             self.shown,
             lambda source, error, seen: self.failures.append((source.key, str(error), seen)),
-            clock=lambda: next(ticks) * 0.05,
+            clock=self._clock,
         )
+        self._lanes = self.contest._all
+
+    def _clock(self) -> float:
+        if self._timed or not any(map(self._is_busy, self._lanes)):
+            self._ticks += 1
+        return self._ticks * 0.05
+
+    @staticmethod
+    def _is_busy(lane: Lane) -> bool:
+        hangs = isinstance(lane.current, Told) and lane.current.hangs
+        return not (lane.over or lane.dropped or hangs)
 
     def read(self) -> bytes:
         """All of the NAR."""
@@ -270,7 +295,7 @@ def test_rates_are_those_of_ways_that_were_not_held_up(monkeypatch: pytest.Monke
     """A source that waits for the reader says nothing about the network."""
     for ahead, known in ((1 << 20, True), (PIECE, False)):
         monkeypatch.setattr(module, "AHEAD", ahead)
-        race = Race(http=[Told("a")])
+        race = Race(timed=True, http=[Told("a")])
         race.read()
         rates: Mapping[Way, float] = race.contest.rates()
         assert not rates or known
@@ -295,7 +320,7 @@ def test_the_rate_of_one_that_was_let_go_is_known(monkeypatch: pytest.MonkeyPatc
         return Decision()
 
     monkeypatch.setattr(module, "decide", decided)
-    race = Race(http=[server], swarm=[swarm, Told("c")])
+    race = Race(timed=True, http=[server], swarm=[swarm, Told("c")])
     assert race.read() == NAR
     assert race.contest.rates()[Way.HTTP] == stopped[0]
 
