@@ -35,10 +35,15 @@ _TEXT: Final = """\
 #!/bin/sh
 # Written by `substituter install`; `substituter uninstall` takes it away.
 # What guix-daemon runs as guix. When the substituter is gone or can't be started, guix does it all.
-if [ "$1" = substitute ]; then
-    {program} "$@"
-    code=$?
-    [ $code -eq 126 ] || [ $code -eq 127 ] || exit $code
+program={program}
+if [ "$1" = substitute ] && [ -x $program ]; then
+    # A shell ends when it can't run what it becomes, as when an upgrade has taken Python away.
+    read -r line <$program
+    case $line in
+    "#!"*) line=${{line#"#!"}}; line=${{line# }}; interpreter=${{line%% *}} ;;
+    *) interpreter=$program ;;
+    esac
+    [ -x "$interpreter" ] && exec $program "$@"
 fi
 exec {guix} "$@"
 """

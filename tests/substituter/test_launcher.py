@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -38,6 +39,23 @@ def test_substitutes_are_for_the_program_and_all_else_for_guix(start: Path) -> N
     assert run(start, "substitute", "--query") == ("program substitute --query\n", 9)
     assert run(start, "gc", "--list-busy", "a b") == ("guix gc --list-busy a b\n", 4)
     assert run(start) == ("guix \n", 4)
+
+
+def test_it_becomes_what_it_runs(start: Path) -> None:
+    """Signals that guix-daemon sends to its helper reach the program itself."""
+    for name, verb in (("program", "substitute"), ("real", "gc")):
+        daemon.script(start.with_name(name), "echo $$")
+        process = subprocess.Popen([start, verb], stdout=subprocess.PIPE, text=True)
+        out, _ = process.communicate(timeout=60)
+        assert int(out) == process.pid
+
+
+def test_a_program_without_an_interpreter(start: Path) -> None:
+    """It needs none that could be missing."""
+    program = start.with_name("program")
+    program.unlink()
+    program.symlink_to(shutil.which("echo") or "/bin/echo")
+    assert run(start, "substitute", "--query") == ("substitute --query\n", 0)
 
 
 @pytest.mark.parametrize("broken", ["gone", "no interpreter", "not executable"])
