@@ -22,7 +22,7 @@ from substituter.spool import SpoolFile
 _LOOK: Final = 0.05
 """Seconds between two looks whether a source was found."""
 
-_GRACE: Final = 4.0
+_GRACE: Final = 20.0
 """Seconds that an item may be silent while others of its way come."""
 
 MOVES: Final = 2.0

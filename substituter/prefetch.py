@@ -23,7 +23,7 @@ from typing import Final, Protocol
 from narswarm.narinfo import Narinfo
 from substituter.ahead import MOVES, Ahead, AheadSource, Pace
 from substituter.contest import NarSource
-from substituter.race import ASSUMED_RATE, Policy, Way
+from substituter.race import LEAST_RATE, Policy, Way
 from substituter.schedule import (
     HTTP_AT_ONCE,
     SWARM_AT_ONCE,
@@ -45,7 +45,7 @@ _FASTER: Final = 4.0
 """How many times as fast as swarms servers have to be to take items from them: where many fetch the
 same from one line a server's bytes are taken from all others."""
 
-_SETTLED: Final = 6.0
+_SETTLED: Final = 8.0
 """Seconds after which the rate of swarms counts: their members have nothing for each other at
 first."""
 
@@ -295,7 +295,7 @@ class Prefetcher:
         known = [rate or 0.0]
         if size >= _MEASURED:
             known.append(size / max(now - ahead.begun, 0.01))
-        elif before is not None or max(known) > ASSUMED_RATE:
+        elif before is not None or max(known) > LEAST_RATE:
             # Round trips say that they are no slower than that, not that they are no faster.
             known.append(before or 0.0)
         else:

@@ -29,8 +29,9 @@ FIRST_BYTE: Final = 0.5
 AHEAD: Final = 0.2
 """Share of these times that a small item gets which the seeder may have fetched ahead."""
 
-BEGUN: Final = 4.0
-"""The same for an item of which more than one is fetched at a time, so that each takes longer."""
+BEGUN: Final = {"swarm": 8.0, "http": 4.0}
+"""The same for an item of which more than one is fetched at a time, so that each takes longer; in a
+crowd those who fetch the same listen to each other first."""
 
 QUIET: Final = 0.5
 """Seconds without a byte after which the other joins."""
@@ -43,6 +44,10 @@ SLOW: Final = 1.0
 
 ASSUMED_RATE: Final = 4 << 20
 """Bytes of NAR a second that are expected of a source which hasn't been tried."""
+
+LEAST_RATE: Final = 512 << 10
+"""The same for an item that is on its way already. Many may fetch it from one line, which servers
+share: a swarm passes each byte on, and must not have to compete with those who don't."""
 
 MARGIN: Final = 0.8
 """Share of the time left in which the other has to be through, or it needn't join."""
@@ -191,10 +196,10 @@ def decide(
     rival = ways.get(way.other)
     if rival is None or rival.state is State.OVER:
         return NOTHING
-    rate = (expected or {}).get(way.other, ASSUMED_RATE)
+    rate = (expected or {}).get(way.other, LEAST_RATE if way is begun else ASSUMED_RATE)
     # A small item is either here by now or faster from a server.
     share = AHEAD if ahead and nar_size <= SMALL else 1.0
-    share = BEGUN if way is begun else share
+    share = BEGUN[way] if way is begun else share
     joins = _is_behind(ways[way], nar_size, now, rate, share)
     return Decision(start=way.other) if joins else NOTHING
 
@@ -232,7 +237,9 @@ def _is_behind(one: Standing, nar_size: int, now: float, rate: float, share: flo
         return True
     if one.rate is None or now - one.since < SLOW * max(share, 1.0):
         return False
-    return nar_size / max(rate, 1.0) < _left(one, nar_size, now) * MARGIN
+    # Silence was judged above: what pauses for a moment goes on.
+    left = (nar_size - one.position) / max(one.rate, 1.0)
+    return nar_size / max(rate, 1.0) < left * MARGIN
 
 
 def _let_go(nar_size: int, ways: Mapping[Way, Standing], now: float) -> Decision:

@@ -19,7 +19,7 @@ from substituter import prefetch
 from substituter.ahead import Ahead
 from substituter.contest import NarSource, Runner
 from substituter.prefetch import Prefetcher
-from substituter.race import ASSUMED_RATE, Policy, Way
+from substituter.race import LEAST_RATE, Policy, Way
 from substituter.schedule import FAST_AT_ONCE, LARGE, TINY
 from substituter.spool import Spool
 from tests.substituter.conftest import Item
@@ -467,8 +467,8 @@ def test_an_item_out_of_turn_is_a_server_s_while_swarms_are_slow(
 @pytest.mark.parametrize(
     ("size", "pace", "before", "after"),
     [
-        (1, ASSUMED_RATE, None, None),
-        (1, ASSUMED_RATE + 1, None, ASSUMED_RATE + 1),
+        (1, LEAST_RATE, None, None),
+        (1, LEAST_RATE + 1, None, LEAST_RATE + 1),
         (1, 2e9, 1e9, 2e9),
         (1, 1e9, 2e9, 2e9),
         (256 << 10, 1e12, 2e12, 1e12),

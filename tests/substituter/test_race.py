@@ -286,14 +286,18 @@ def test_what_is_on_its_way_goes_on() -> None:
 @pytest.mark.parametrize(
     ("one", "joins"),
     [
-        (Standing(State.RUNNING), 0.4),
-        (Standing(State.RUNNING, found=True), 2.0),
-        (Standing(State.RUNNING, found=True, position=1, last=1.0), 3.0),
+        (Standing(State.RUNNING), 0.8),
+        (Standing(State.RUNNING, found=True), 4.0),
+        (Standing(State.RUNNING, found=True, position=1, last=1.0), 5.0),
         (
-            Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.ASSUMED_RATE / 2),
-            4.0,
+            Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.LEAST_RATE / 2),
+            8.0,
         ),
-        (Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.ASSUMED_RATE), None),
+        (
+            Standing(State.RUNNING, found=True, position=1, last=-2.0, rate=race.LEAST_RATE * 2),
+            2.0,
+        ),
+        (Standing(State.RUNNING, found=True, position=1, last=100.0, rate=race.LEAST_RATE), None),
     ],
 )
 def test_what_is_on_its_way_has_more_time(one: Standing, joins: float | None) -> None:
