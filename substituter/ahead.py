@@ -168,7 +168,10 @@ class AheadSource:
         own = self._ahead.since(now)
         position = max(one.position, self._ahead.position())
         return one._replace(
-            position=position, last=max(one.last, own, min(last, own + _GRACE)), rate=rate
+            position=position,
+            last=max(one.last, own, min(last, own + _GRACE)),
+            rate=rate,
+            lonely=bool(position) and getattr(self._ahead.used, "peers", 0) == 1,
         )
 
     @property

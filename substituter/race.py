@@ -95,6 +95,7 @@ class Standing(NamedTuple):
         last: when `position` last grew.
         rate: bytes of NAR a second, lately; None as long as that says nothing.
         full: whether it waits for the reader, so that no other could be of use.
+        lonely: whether nobody but one peer is there, so that no crowd fetches the same.
     """
 
     state: State = State.WAITING
@@ -104,6 +105,7 @@ class Standing(NamedTuple):
     last: float = 0.0
     rate: float | None = None
     full: bool = False
+    lonely: bool = False
 
 
 class Decision(NamedTuple):
@@ -196,7 +198,8 @@ def decide(
     rival = ways.get(way.other)
     if rival is None or rival.state is State.OVER:
         return NOTHING
-    rate = (expected or {}).get(way.other, LEAST_RATE if way is begun else ASSUMED_RATE)
+    crowded = way is begun and not ways[way].lonely
+    rate = (expected or {}).get(way.other, LEAST_RATE if crowded else ASSUMED_RATE)
     # A small item is either here by now or faster from a server.
     share = AHEAD if ahead and nar_size <= SMALL else 1.0
     share = BEGUN[way] if way is begun else share

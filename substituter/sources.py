@@ -92,6 +92,12 @@ class SwarmSource:
         self._name = name
         self._web_seeds = web_seeds
         self._keep = keep
+        self._download: Download | None = None
+
+    @property
+    def peers(self) -> int:
+        """How many are connected now."""
+        return _progress(self._download).peers if self._download is not None else 0
 
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
@@ -104,6 +110,7 @@ class SwarmSource:
             web_seeds=self._web_seeds,
             in_order=self._keep is None,
         )
+        self._download = download
         complete = False
         begin = time.monotonic()
         try:

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+import pytest
 
 from narswarm import narinfo
 from narswarm.narinfo import Narinfo
 from substituter.ahead import Ahead, AheadSource, Pace
+from substituter.contest import Runner
 from substituter.race import Standing, State, Way
 from substituter.spool import Spool
 from tests.substituter.conftest import Item
@@ -70,3 +74,37 @@ def test_a_way_moves_as_long_as_bytes_come() -> None:
         assert pace.look(5.0) == (5.0, None)
     assert len(looks) == 1
     assert pace.look(6.0) == (6.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("peers", "written", "lonely"),
+    [(1, True, True), (1, False, False), (0, True, False), (2, True, False), (None, True, False)],
+)
+def test_one_peer_is_lonely(
+    tmp_path: Path, make_item: Make, peers: int | None, *, written: bool, lonely: bool
+) -> None:
+    """Once bytes have come from it; a server has no peers at all."""
+    item = make_item("a")
+    file = Spool(tmp_path, 1 << 20).open("a", len(item.nar))
+    assert file is not None
+    ahead = Ahead(parsed(item), Way.SWARM, file)
+    ahead.used = One(peers)
+    if written:
+        file.write(item.nar[:10])
+    source = AheadSource(ahead, Pace(lambda: 0))
+    assert source.standing(Standing(State.RUNNING), 1.0).lonely is lonely
+    file.close()
+
+
+class One:
+    """A source with peers."""
+
+    key = "one"
+
+    def __init__(self, peers: int | None) -> None:
+        if peers is not None:
+            self.peers = peers
+
+    def nar(self, runner: Runner) -> AbstractContextManager[Iterator[bytes]]:
+        """Nobody asks for it."""
+        raise NotImplementedError

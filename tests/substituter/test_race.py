@@ -333,6 +333,19 @@ def test_a_silent_server_gets_another_one_beside_it(
     assert race.stalls(ways, limit, begun=begun) is (after is not None)
 
 
+@pytest.mark.parametrize(
+    ("rate", "joins"), [(race.ASSUMED_RATE / 2, True), (race.ASSUMED_RATE, False)]
+)
+def test_one_peer_is_no_crowd(rate: float, *, joins: bool) -> None:
+    """Beside that a server of which nothing is known is tried; what is known counts more."""
+    one = Standing(State.RUNNING, 0.0, True, 1, 8.0, rate, lonely=True)
+    ways = {Way.SWARM: one, Way.HTTP: Standing()}
+    found = decide(Policy.RACE, LARGE, ways, 8.0, begun=Way.SWARM)
+    assert found == Decision(start=Way.HTTP if joins else None)
+    known = {Way.HTTP: rate}
+    assert decide(Policy.RACE, LARGE, ways, 8.0, known, begun=Way.SWARM) == Decision()
+
+
 def test_without_servers_none_is_silent() -> None:
     """Nothing is said of swarms."""
     assert not race.stalls({Way.SWARM: Standing(State.RUNNING)}, 1000.0)

@@ -241,6 +241,15 @@ def test_a_url_that_cannot_be_fetched_is_an_error(
         fetch(client, report, narinfo.Source(url, "none"), item)
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [("http://h:8181/nar", "h:8181"), ("https://h/nar", "h"), ("ftp://h/nar", "")],
+)
+def test_the_host_tells_servers_apart(client: HttpClient, url: str, host: str) -> None:
+    """Those with the same are silent together."""
+    assert HttpSource(client, narinfo.Source(url, "none"), 1).host == host
+
+
 def candidate(item: Item, directory: Path, kind: Kind) -> tuple[Candidate, Path]:
     """The torrent of an item and its payload."""
     directory.mkdir()
@@ -279,8 +288,11 @@ def test_a_swarm_delivers_all_kinds_of_payload(
         seed.seed(found.torrent, payload, [])
         found = found._replace(peers=(("127.0.0.1", seed.listen_port),))
         source = swarm_source(swarm, found, item, tmp_path / "downloads", PATIENT)
+        assert source.peers == 0
         with source.nar(report) as nar:
             assert b"".join(nar) == item.nar
+            assert source.peers in (0, 1)  # a seed goes when it isn't needed any more
+        assert source.peers == 0
     assert list((tmp_path / "downloads").iterdir()) == []
     line = f"@ download-started /dest bittorrent://{found.infohash}/a,swarm"
     assert len(shown) == 1
