@@ -32,6 +32,11 @@ class Wire(NamedTuple):
         return max(int(self.mbit * 1e6 / 8 * max(self.rtt, 20) / 1000), 65536)
 
 
+def port_of(node: Node) -> str:
+    """The device in the hub's namespace that a node's link ends in."""
+    return f"l{node.address.rpartition('.')[2]}"
+
+
 class Links:
     """Makes links; a context manager that cuts them at its end.
 
@@ -60,7 +65,7 @@ class Links:
     def put(self, node: Node, wire: Wire) -> None:
         """Have all that a node sends and receives take this wire, instead of any before."""
         self._cut(node)
-        port = f"l{node.address.rpartition('.')[2]}"
+        port = port_of(node)
         hub = self._cluster.hub
         process = subprocess.Popen(
             [

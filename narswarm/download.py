@@ -77,6 +77,7 @@ class Download:
         *,
         starving: Callable[[Download], None],
         remove: Callable[[Download, bool], None],
+        looked: Callable[[Download, Progress], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.infohash = facts.infohash
@@ -87,6 +88,7 @@ class Download:
         self._pieces = facts.pieces
         self._starving = starving
         self._remove = remove
+        self._looked = looked
         self._clock = clock
         self._changed = threading.Condition()
         self._handle: Any = None
@@ -303,6 +305,7 @@ class Download:
             NetworkError: the torrent is gone.
         """
         progress = self.progress()
+        self._looked(self, progress)
         if progress.done < progress.total and progress.idle >= STARVING:
             self._starving(self)
         return progress

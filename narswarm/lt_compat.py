@@ -43,6 +43,22 @@ class TorrentFacts(NamedTuple):
     pieces: int
 
 
+class Connected(NamedTuple):
+    """A peer of one torrent.
+
+    Attributes:
+        address: IP address.
+        port: of the connection's other end.
+        seed: it has everything.
+        called: it was connected to, so that the port is where it listens.
+    """
+
+    address: str
+    port: int
+    seed: bool
+    called: bool
+
+
 def library() -> Any:
     """The libtorrent module.
 
@@ -134,6 +150,36 @@ def let_in_only(session: Any, ranges: Iterable[tuple[str, str]]) -> None:
     for first, last in ranges:
         rules.add_rule(first, last, 0)
     session.set_ip_filter(rules)
+
+
+def keep_out(session: Any, addresses: Iterable[str]) -> None:
+    """Have torrents with the flag `apply_ip_filter` connect to none of these peers."""
+    rules = library().ip_filter()
+    for address in addresses:
+        rules.add_rule(address, address, 1)
+    session.set_ip_filter(rules)
+
+
+def connected(handle: Any) -> list[Connected]:
+    """The peers of a torrent that have something, as far as they have said.
+
+    A seed has nothing, either, until it has said what it has.
+
+    Raises:
+        RuntimeError: the torrent is gone.
+    """
+    kinds = library().peer_info
+    unfinished = int(kinds.handshake) | int(kinds.connecting)
+    return [
+        Connected(
+            str(peer.ip[0]),
+            int(peer.ip[1]),
+            seed=bool(int(peer.flags) & int(kinds.seed)),
+            called=bool(int(peer.flags) & int(kinds.local_connection)),
+        )
+        for peer in handle.get_peer_info()
+        if peer.num_pieces and not int(peer.flags) & unfinished
+    ]
 
 
 def dht_state(session: Any) -> bytes:

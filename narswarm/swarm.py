@@ -17,11 +17,14 @@ import atexit
 import contextlib
 import os
 import threading
+import time
+from random import Random
 from typing import TYPE_CHECKING, Any, Self
 
 from narswarm import lt_compat
 from narswarm.download import Download, Progress, SwarmStalledError
 from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError
+from narswarm.swarm_crowd import MIN_LENGTH, Crowd, Listening
 from narswarm.swarm_events import (
     CATEGORIES,
     EventReader,
@@ -53,7 +56,11 @@ DELETE_FILES = 1
 
 
 class Swarm:
-    """A session with its torrents. Threads may share it; a context manager closes it."""
+    """A session with its torrents. Threads may share it; a context manager closes it.
+
+    Attributes:
+        crowd: who was met in the swarms of what is fetched.
+    """
 
     def __init__(self, settings: SwarmSettings) -> None:
         """Check SETTINGS; sockets are opened by the first use.
@@ -70,6 +77,9 @@ class Swarm:
         self._process = 0
         self._closed = False
         self._starved: set[str] = set()
+        self.crowd = Crowd()
+        self._listening: dict[Download, tuple[Listening, tuple[tuple[str, int], ...]]] = {}
+        self._random = Random()  # noqa: S311 -- it only tells members of a crowd apart
         self._utp = settings.role == "seed"
 
     def __enter__(self) -> Self:
@@ -236,7 +246,8 @@ class Swarm:
             peers: IP addresses and ports to connect to at once.
             web_seeds: URLs of directories that have the file, each with a slash at its end.
             in_order: pieces from the beginning, for somebody who waits for the first. Else those
-                that few peers have come first, so that peers have something for each other.
+                that few peers have come first, so that peers have something for each other, and
+                seeds may be asked later than members of a crowd (`narswarm.swarm_crowd`).
 
         Raises:
             InvalidInputError: not a torrent of one file.
@@ -244,7 +255,11 @@ class Swarm:
         """
         facts = lt_compat.load_torrent(torrent)
         download = Download(
-            facts, directory.absolute(), starving=self._on_starving, remove=self._drop
+            facts,
+            directory.absolute(),
+            starving=self._on_starving,
+            remove=self._drop,
+            looked=self._on_look,
         )
         params = facts.params
         flags = lt_compat.library().torrent_flags
@@ -252,10 +267,13 @@ class Swarm:
             flags.paused
             | (flags.sequential_download if in_order else flags.paused)
             | flags.update_subscribe
-            | flags.apply_ip_filter
             | flags.override_trackers
             | flags.override_web_seeds
         )
+        if self._settings.lan_only or (
+            not in_order and not web_seeds and self._listen_first(download, peers)
+        ):
+            params.flags |= flags.apply_ip_filter
         params.save_path = str(directory.absolute())
         params.trackers = list(trackers)
         params.peers = list(peers)  # an .append() to the property would be lost
@@ -343,6 +361,8 @@ class Swarm:
             return
         if torrent.download is not None:
             torrent.download.fail("was removed")
+            with self._lock:
+                self._listening.pop(torrent.download, None)
         with events.news:
             if infohash in events.removals:
                 return  # another thread is at it
@@ -354,6 +374,45 @@ class Swarm:
             events.torrents.pop(infohash, None)
             self._starved.discard(infohash)
         self._choose_transport()
+
+    # Crowds
+
+    def _listen_first(self, download: Download, peers: Iterable[tuple[str, int]]) -> bool:
+        """Whether a download asks members of a crowd alone at first."""
+        if download.length < MIN_LENGTH or self._settings.proxy:
+            return False
+        now = time.monotonic()
+        with self._lock:
+            members, seeds = self.crowd.members(now), self.crowd.seeds
+            if not (members and seeds):
+                return False
+            listening = Listening(now, members, self._random)
+            self._listening[download] = listening, (*seeds, *peers)
+        lt_compat.keep_out(self._start()[0], [address for address, _ in seeds])
+        return True
+
+    def _on_look(self, download: Download, progress: Progress) -> None:
+        """Note who fetches the same, and ask seeds when members bring too little."""
+        events = self._events
+        torrent = events.torrents.get(download.infohash) if events is not None else None
+        if torrent is None or torrent.handle is None:
+            return
+        now = time.monotonic()
+        with contextlib.suppress(RuntimeError):  # gone meanwhile
+            met = lt_compat.connected(torrent.handle)
+            with self._lock:
+                for peer in met:
+                    self.crowd.meet(*peer[:2], now, seed=peer.seed, called=peer.called)
+                listening, others = self._listening.get(download, (None, ()))
+                if not listening or not listening.is_over(now, progress.received, progress.idle):
+                    return
+                del self._listening[download]
+            lt = lt_compat.library()
+            torrent.handle.unset_flags(lt.torrent_flags.apply_ip_filter)
+            for other in dict.fromkeys(others):
+                torrent.handle.connect_peer(other)
+            # An answer of a tracker connects at once, which else takes up to a second.
+            torrent.handle.force_reannounce(flags=lt.torrent_handle.ignore_min_interval)
 
     # What users see
 

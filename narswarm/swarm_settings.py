@@ -48,6 +48,7 @@ COMMON = {
     "allow_multiple_connections_per_ip": True,  # universities and carriers share addresses
     "min_reconnect_time": 1,  # a full seeder refuses; 60 s later the download is long elsewhere
     "connection_speed": 1000,
+    "apply_ip_filter_to_trackers": False,  # the user has named them; it is for peers
     "active_seeds": -1,
     "active_downloads": -1,
     "active_limit": -1,
@@ -186,8 +187,6 @@ class SwarmSettings:
             pack["dht_bootstrap_nodes"] = ",".join(self.dht_nodes)
         if self.connections:
             pack["connections_limit"] = self.connections
-        if self.lan_only:
-            pack["apply_ip_filter_to_trackers"] = False  # which the user has named
         if not self.upload:
             pack["unchoke_slots_limit"] = 0
         return pack | proxy_settings(self.proxy) | dict(self.extra)

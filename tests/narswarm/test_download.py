@@ -84,11 +84,13 @@ class Bench:
         self.handle = Handle(piece_length)
         self.starved: list[str] = []
         self.removed: list[bool] = []
+        self.looked: list[Progress] = []
         self.download = Download(
             TorrentFacts(None, "ab" * 32, "x.bin", length, piece_length, pieces),
             Path("/nowhere"),
             starving=lambda which: self.starved.append(which.infohash),
             remove=lambda _, keep: self.removed.append(keep),
+            looked=lambda _, progress: self.looked.append(progress),
             clock=self.clock,
         )
         self.handle.download = self.download
@@ -273,6 +275,13 @@ def test_a_limit_is_passed_on() -> None:
     bench = Bench(2000, 1000)
     bench.download.limit(1000)
     assert bench.handle.limits == [1000]
+
+
+def test_looks_are_told() -> None:
+    """Whoever wants to know how it goes sees the progress of each look."""
+    bench = Bench(1000, 1000)
+    progress = bench.download.look()
+    assert bench.looked == [progress]
 
 
 def test_looking_lets_a_starving_download_use_utp() -> None:

@@ -8,6 +8,7 @@ import random
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
@@ -79,9 +80,9 @@ def swarm() -> Iterator[Open]:
         each.close()
 
 
-def address(swarm: Swarm) -> tuple[str, int]:
+def address(swarm: Swarm, host: str = "127.0.0.1") -> tuple[str, int]:
     """Where a session can be connected to."""
-    return "127.0.0.1", swarm.listen_port
+    return host, swarm.listen_port
 
 
 def lonely(progress: Progress) -> bool:
@@ -461,6 +462,62 @@ def test_peers_can_be_named_later(share: Share, swarm: Open, tmp_path: Path) -> 
     fetched = leecher.fetch(shared.torrent, tmp_path)
     leecher.connect(fetched.infohash, [address(seeder)])
     leecher.reannounce(fetched.infohash)
+    assert b"".join(fetched.chunks(stall=too_long)) == shared.data
+
+
+def meet(late: Swarm, share: Share, directory: Path, seeder: Swarm, member: Swarm) -> None:
+    """Have a session fetch something slowly, beside a member, from a seeder."""
+    shared = share(MIB)
+    seeder.seed(shared.torrent, shared.path, [])
+    (directory / "member").mkdir()
+    (directory / "member" / f"payload-{MIB}.bin").write_bytes(shared.data[: MIB // 2])
+    member.fetch(shared.torrent, directory / "member")
+    fetched = late.fetch(shared.torrent, directory / "late")
+    fetched.limit(20_000)
+    late.connect(shared.infohash, [address(seeder), address(member, "127.0.0.2")])
+
+    def met() -> bool:
+        fetched.look()
+        return bool(late.crowd.members(time.monotonic()) and late.crowd.seeds)
+
+    wait_until(met)
+    assert late.crowd.seeds == [address(seeder)]
+    fetched.cancel(keep=False)
+
+
+def test_members_of_a_crowd_are_asked_before_seeds(
+    share: Share, swarm: Open, tmp_path: Path
+) -> None:
+    """What a member has doesn't cross the seeder's line again, unless somebody waits for it."""
+    seeder, member, late = (
+        swarm(role=role, listen=(f"127.0.0.{number}:0",))
+        for number, role in ((1, "seed"), (2, "fetch"), (3, "fetch"))
+    )
+    meet(late, share, tmp_path, seeder, member)
+    for size, in_order, sent in ((2 * MIB, False, 0), (3 * MIB, True, 3 * MIB)):
+        shared = share(size)
+        seeder.seed(shared.torrent, shared.path, [])
+        if not in_order:
+            member.seed(shared.torrent, shared.path, [])
+        before = seeder.counters()["uploaded"]
+        peers = [address(seeder), *([] if in_order else [address(member, "127.0.0.2")])]
+        fetched = late.fetch(shared.torrent, tmp_path, peers=peers, in_order=in_order)
+        assert b"".join(fetched.chunks(stall=too_long)) == shared.data
+        assert seeder.counters()["uploaded"] - before == sent
+
+
+def test_a_crowd_gets_from_seeds_what_no_member_has(
+    share: Share, swarm: Open, tmp_path: Path
+) -> None:
+    """Where members bring nothing, seeds are asked after a moment."""
+    seeder, member, late = (
+        swarm(role=role, listen=(f"127.0.0.{number}:0",))
+        for number, role in ((1, "seed"), (2, "fetch"), (3, "fetch"))
+    )
+    meet(late, share, tmp_path, seeder, member)
+    shared = share(2 * MIB)
+    seeder.seed(shared.torrent, shared.path, [])
+    fetched = late.fetch(shared.torrent, tmp_path, peers=[address(seeder)], in_order=False)
     assert b"".join(fetched.chunks(stall=too_long)) == shared.data
 
 
