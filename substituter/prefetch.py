@@ -248,6 +248,8 @@ class Prefetcher:
             rate = math.inf
         running: AbstractSet[Entry] = self._running[way].keys()
         room, waiting = self._spool.room, self._waiting.of(way)
+        if way is Way.SWARM and self._helps():
+            waiting = [each for each in waiting if Way.HTTP not in each.ways]
         entry = choose(waiting, way, running, room, rate, self._random)
         if entry is None and self._may_help(way) and self._helps():
             others = [each for each in self._waiting.of(Way.SWARM) if Way.HTTP in each.ways]

@@ -203,7 +203,9 @@ def decide(
     # A small item is either here by now or faster from a server.
     share = AHEAD if ahead and nar_size <= SMALL else 1.0
     share = BEGUN[way] if way is begun else share
-    joins = _is_behind(ways[way], nar_size, now, rate, share)
+    # What the other is worth is known, and nobody else is hurt.
+    settled = SLOW if ways[way].lonely and expected and way.other in expected else SLOW * share
+    joins = _is_behind(ways[way], nar_size, now, rate, share, max(settled, SLOW))
     return Decision(start=way.other) if joins else NOTHING
 
 
@@ -230,7 +232,9 @@ def overtaken(nar_size: int, one: Standing, two: Standing, now: float) -> bool |
     return None if stop is None else stop is Way.HTTP
 
 
-def _is_behind(one: Standing, nar_size: int, now: float, rate: float, share: float) -> bool:
+def _is_behind(
+    one: Standing, nar_size: int, now: float, rate: float, share: float, settled: float
+) -> bool:
     """Whether a source that would begin now with this rate were through before this one."""
     if one.full:
         return False
@@ -238,7 +242,7 @@ def _is_behind(one: Standing, nar_size: int, now: float, rate: float, share: flo
         return now - one.since >= (FIRST_BYTE if one.found else BUDGET) * share
     if now - one.last >= QUIET * max(share, 1.0):
         return True
-    if one.rate is None or now - one.since < SLOW * max(share, 1.0):
+    if one.rate is None or now - one.since < settled:
         return False
     # Silence was judged above: what pauses for a moment goes on.
     left = (nar_size - one.position) / max(one.rate, 1.0)

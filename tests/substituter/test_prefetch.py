@@ -433,6 +433,22 @@ def test_servers_leave_a_swarm_alone(
         assert not beside
 
 
+def test_a_slow_swarm_gets_nothing_more(
+    tmp_path: Path, make_item: Make, steady: type[Steady]
+) -> None:
+    """What it has begun it may finish; all else is the servers'."""
+    with large_ones(tmp_path, make_item) as (lab, items):
+        lab.add(*items[:1])
+        lab.wait(1)
+        steady.rate, lab.rates[Way.HTTP] = 1e6, 1e9
+        held = [lab.source(item) for item in items]
+        lab.add(*items[1:])
+        asked = lab.wait(1 + FAST_AT_ONCE // 2)
+        assert [way for _, way in asked] == [Way.SWARM] + [Way.HTTP] * (len(asked) - 1)
+        for source in held:
+            source.allowed.set()
+
+
 def test_servers_alone_give_more_at_a_time(
     tmp_path: Path, make_item: Make, steady: type[Steady]
 ) -> None:

@@ -344,6 +344,11 @@ def test_one_peer_is_no_crowd(rate: float, *, joins: bool) -> None:
     assert found == Decision(start=Way.HTTP if joins else None)
     known = {Way.HTTP: rate}
     assert decide(Policy.RACE, LARGE, ways, 8.0, known, begun=Way.SWARM) == Decision()
+    fast = {Way.HTTP: rate * 2}
+    join = Decision(start=Way.HTTP)
+    assert decide(Policy.RACE, LARGE, ways, race.SLOW, fast, begun=Way.SWARM) == join
+    ways[Way.SWARM] = one._replace(lonely=False)
+    assert decide(Policy.RACE, LARGE, ways, race.SLOW, fast, begun=Way.SWARM) == Decision()
 
 
 def test_without_servers_none_is_silent() -> None:
