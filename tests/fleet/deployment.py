@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from tests.e2e.rig.nodes import CommandError, wait_for
+from tests.e2e.rig.nodes import PATIENCE, CommandError, wait_for
 from tests.fleet import roots, wheels
 from tests.fleet.machines import Fleet, Machine
 
@@ -237,8 +237,9 @@ class Deployment:
             "ansible_ssh_common_args": " ".join(self.fleet.ssh_options()),
             "narswarm_wheel": str(wheel),
             "narswarm_wheelhouse": str(self._wheelhouse),
-            "narswarm_announce_urls": [*TRACKERS, *self.settings.get("announce", [])],
+            "narswarm_announce_urls": self.settings.get("announce", list(TRACKERS)),
             "narswarm_substitute_urls": [f"http://127.0.0.1:{PUBLISH_PORT}"],
+            "activate_patience": int(PATIENCE),
             "stores_password": PASSWORD,
             "stores_listen": self["t1"].address,
             "stores_clients": [self["t1"].address, self["t2"].address],
@@ -381,7 +382,7 @@ class Deployment:
                 torrents = json.loads(done.stdout)["torrents"]
                 return bool(sum(torrent["seeders"] for torrent in torrents) >= seeders)
 
-            wait_for(f"{name} at {tracker}", seeded, 60)
+            wait_for(f"{name} at {tracker}", seeded)
 
 
 def _quiet(*command: str) -> None:

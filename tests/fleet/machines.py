@@ -17,13 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.e2e.rig.nodes import CommandError, wait_for
+from tests.e2e.rig.nodes import PATIENCE, CommandError, wait_for
 from tests.e2e.rig.rootfs import RigError
 
 NETWORK = "10.98.0"
 _PREFIX = "narswarm-fleet-"
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
-_BOOT_SECONDS = 60.0
 #: systemd-nspawn ends with this code when the machine asks to be started anew.
 _REBOOT = 133
 #: The first process of the namespaces, which also reaps orphans.
@@ -114,7 +113,7 @@ class Machine:
             return done.stdout.strip() in {"running", "degraded"}
 
         try:
-            wait_for(f"{self.name} to boot", ready, _BOOT_SECONDS)
+            wait_for(f"{self.name} to boot", ready)
         except Exception as error:
             raise CommandError(f"{error}\n{self.console()}") from error
 
@@ -123,7 +122,7 @@ class Machine:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
 
     def run(
-        self, *command: str, check: bool = True, stdin: str = "", timeout: float = 120.0
+        self, *command: str, check: bool = True, stdin: str = "", timeout: float = 300.0
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the machine, by a shell over SSH, as root.
 
@@ -149,7 +148,7 @@ class Machine:
     def reboot(self) -> None:
         """Have it start anew, and wait until it has."""
         self.run("systemctl", "reboot", check=False)
-        code = self._process.wait(_BOOT_SECONDS)
+        code = self._process.wait(PATIENCE)
         if code != _REBOOT:
             raise CommandError(f"{self.name} ended with code {code}:\n{self.console()}")
         self._process = self._start()
@@ -158,7 +157,7 @@ class Machine:
     def replace(self) -> None:
         """Lose all that it had, and be a bare machine with the same name and address."""
         self.run("systemctl", "poweroff", check=False)
-        self._process.wait(_BOOT_SECONDS)
+        self._process.wait(PATIENCE)
         self._fleet.inside("umount", str(self._directory / "root"))
         for each in ("upper", "work"):
             subprocess.run(["rm", "-rf", self._directory / each], check=True)

@@ -213,7 +213,7 @@ def test_what_hangs_is_restarted(deployed: Deployed) -> None:
             shown = _show(deployed, name, "NRestarts", "ActiveState")
             return shown == {"NRestarts": "1", "ActiveState": "active"}
 
-        wait_for(f"{service} to be started anew", restarted, 30)
+        wait_for(f"{service} to be started anew", restarted)
 
 
 def test_backup_and_restore(deployed: Deployed) -> None:

@@ -46,7 +46,7 @@ def _follow_until_well(fleet: Deployment, block: Block) -> None:
             return False
         return True
 
-    wait_for(f"{block.where} to be well", well, 60)
+    wait_for(f"{block.where} to be well", well)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_disk_is_full(fleet: Deployment) -> None:
         assert fleet.status("s2")["items"] == before
         _follow(fleet, tidy)
         _follow(fleet, restart)
-        wait_for("the item", lambda: fleet.status("s2")["items"] == before + 1, 60)
+        wait_for("the item", lambda: fleet.status("s2")["items"] == before + 1)
         fleet.wait_seeded("full", seeders=2)
     _follow_until_well(fleet, restart)
     assert "bittorrent://" in fleet.build("full")
@@ -144,7 +144,7 @@ def test_a_publishers_key_is_stolen(fleet: Deployment) -> None:
     _follow(fleet, use)
     assert _publisher(fleet, "s2") == new
     _follow(fleet, block, OLD_KEY=old)
-    wait_for("the claim by the new key", lambda: new in _publishers(fleet, "box2"), 90)
+    wait_for("the claim by the new key", lambda: new in _publishers(fleet, "box2"))
     assert old not in _publishers(fleet, "box2")
     fleet.wait_seeded("box2")
 
@@ -178,9 +178,9 @@ def test_a_signing_key_changes(fleet: Deployment) -> None:
     fleet.wait_seeded("first", "rotated")
     assert "bittorrent://" in fleet.build("rotated")
     # The other box has narinfos of old, and then new ones of the same server.
-    wait_for("s2 to offer nothing", lambda: fleet.status("s2")["items"] == 0, 60)
+    wait_for("s2 to offer nothing", lambda: fleet.status("s2")["items"] == 0)
     fleet.offer("s2", "box2", "upgrade")
-    wait_for("s2 to offer both again", lambda: fleet.status("s2")["items"] == 2, 60)
+    wait_for("s2 to offer both again", lambda: fleet.status("s2")["items"] == 2)
     fleet.wait_seeded("box2", seeders=2)
 
 
