@@ -263,7 +263,7 @@ def test_garbage(run: Run, request_bytes: bytes) -> None:
     running = run()
     answer = running.ask(request_bytes)
     assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    assert running.front.numbers()["malformed"] == 1
+    running.wait_until(malformed=1)
 
 
 def test_garbage_after_requests(run: Run) -> None:
@@ -291,6 +291,8 @@ def test_passed_on(run: Run, request_bytes: bytes) -> None:
         passed.sendall(b"answer")
         passed.close()
         assert read_all(sock) == b"answer"
+    # It is counted after it was passed on.
+    running.wait_until(waiting=0, passed_on=1)
     assert running.front.numbers() == {
         "waiting": 0,
         "passed_on": 1,
