@@ -377,6 +377,11 @@ class Swarm:
 
     # Crowds
 
+    def members(self) -> int:
+        """How many were met lately as they fetched what is fetched here, too."""
+        with self._lock:
+            return self.crowd.members(time.monotonic())
+
     def _listen_first(self, download: Download, peers: Iterable[tuple[str, int]]) -> bool:
         """Whether a download asks members of a crowd alone at first."""
         if download.length < MIN_LENGTH or self._settings.proxy:

@@ -96,8 +96,10 @@ class SwarmSource:
 
     @property
     def peers(self) -> int:
-        """How many are connected now."""
-        return _progress(self._download).peers if self._download is not None else 0
+        """How many are connected now, and of a crowd also those that fetch other items now."""
+        if self._download is None:
+            return 0
+        return _progress(self._download).peers + self._swarm.members()
 
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:

@@ -8,7 +8,6 @@ import random
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
@@ -478,10 +477,10 @@ def meet(late: Swarm, share: Share, directory: Path, seeder: Swarm, member: Swar
 
     def met() -> bool:
         fetched.look()
-        return bool(late.crowd.members(time.monotonic()) and late.crowd.seeds)
+        return bool(late.members() and late.crowd.seeds)
 
     wait_until(met)
-    assert late.crowd.seeds == [address(seeder)]
+    assert (late.members(), late.crowd.seeds) == (1, [address(seeder)])
     fetched.cancel(keep=False)
 
 
