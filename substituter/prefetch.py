@@ -25,6 +25,7 @@ from substituter.ahead import MOVES, Ahead, AheadSource, Pace
 from substituter.contest import NarSource
 from substituter.race import LEAST_RATE, Policy, Way
 from substituter.schedule import (
+    FAST,
     HTTP_AT_ONCE,
     SWARM_AT_ONCE,
     Entry,
@@ -44,6 +45,9 @@ _AGAIN: Final = 1.0
 _FASTER: Final = 4.0
 """How many times as fast as swarms servers have to be to take items from them: where many fetch the
 same from one line a server's bytes are taken from all others."""
+
+_FASTER_ALONE: Final = 2.0
+"""The same where nobody else fetches the same."""
 
 _SETTLED: Final = 8.0
 """Seconds after which the rate of swarms counts: their members have nothing for each other at
@@ -270,9 +274,13 @@ class Prefetcher:
         begun = min(ahead.begun for ahead in running)
         if now - max(begun, pace.last) > MOVES and not any(ahead.found for ahead in running):
             return True
-        if pace.rate is None or now - self._begun < _SETTLED:
+        if pace.rate is None or pace.rate >= FAST or now - self._begun < MOVES:
             return False
-        return pace.rate * _FASTER < self._rates.get(Way.HTTP, 0.0)
+        known = self._rates.get(Way.HTTP)
+        if any(getattr(ahead.used, "peers", 0) > 1 for ahead in running):
+            return now - self._begun >= _SETTLED and pace.rate * _FASTER < (known or 0.0)
+        # One peer is no crowd, which could be hurt: one item shows what servers bring.
+        return pace.rate * _FASTER_ALONE < known if known else not self._running[Way.HTTP]
 
     # In a thread
 

@@ -20,7 +20,7 @@ from substituter.ahead import Ahead
 from substituter.contest import NarSource, Runner
 from substituter.prefetch import Prefetcher
 from substituter.race import LEAST_RATE, Policy, Way
-from substituter.schedule import FAST_AT_ONCE, LARGE, TINY
+from substituter.schedule import FAST, FAST_AT_ONCE, LARGE, TINY
 from substituter.spool import Spool
 from tests.substituter.conftest import Item
 
@@ -38,6 +38,7 @@ class Fake:
         self.ended = threading.Event()
         self.dropped = threading.Event()
         self.first = b""
+        self.peers = 2
         self._nar = nar
         self._found = found
 
@@ -397,7 +398,7 @@ def test_servers_help_a_swarm(
         lab.add(*items)
         asked = lab.wait(3)
         assert Way.HTTP in {way for _, way in asked}
-        assert len({path for path, _ in asked}) == len(asked)
+        assert len(set(asked)) == len(asked)
 
 
 @pytest.mark.parametrize("why", ["found", "moves", "fast", "policy", "only"])
@@ -431,6 +432,43 @@ def test_servers_leave_a_swarm_alone(
             server.allowed.set()
         beside = {path for path, way in lab.asked if way is Way.HTTP} - {tiny.path}
         assert not beside
+
+
+@pytest.mark.parametrize(
+    ("rate", "known", "helps"),
+    [
+        (FAST - 1.0, None, True),
+        (float(FAST), None, False),
+        (1e6, 2e6, False),
+        (1e6, 2e6 + 1, True),
+    ],
+)
+def test_one_peer_is_no_crowd(
+    tmp_path: Path,
+    make_item: Make,
+    steady: type[Steady],
+    rate: float,
+    known: float | None,
+    *,
+    helps: bool,
+) -> None:
+    """Beside one that isn't fast a server shows with one item what it brings."""
+    with large_ones(tmp_path, make_item) as (lab, items):
+        for (_, way), sources in lab.sources.items():
+            for source in sources:
+                assert isinstance(source, Fake)
+                assert way is Way.SWARM
+                source.peers = 1
+        lab.add(*items[:1])
+        lab.wait(1)
+        steady.rate = rate
+        if known is not None:
+            lab.rates[Way.HTTP] = known
+        lab.source(items[1]).allowed.set()
+        ahead = lab.prefetcher.take(parsed(items[1]), begin=True)
+        assert ahead is not None
+        assert ahead.way is (Way.HTTP if helps else Way.SWARM)
+        lab.prefetcher.give_back(ahead)
 
 
 def test_a_slow_swarm_gets_nothing_more(
