@@ -17,14 +17,11 @@ import atexit
 import contextlib
 import os
 import threading
-import time
-from random import Random
 from typing import TYPE_CHECKING, Any, Self
 
 from narswarm import lt_compat
 from narswarm.download import Download, Progress, SwarmStalledError
 from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError
-from narswarm.swarm_crowd import MIN_LENGTH, Crowd, Listening
 from narswarm.swarm_events import (
     CATEGORIES,
     EventReader,
@@ -33,12 +30,15 @@ from narswarm.swarm_events import (
     TorrentStatus,
     TrackerStatus,
 )
+from narswarm.swarm_listening import Listeners
 from narswarm.swarm_settings import LAN, SwarmSettings, listen_port_of, split_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
+
+    from narswarm.swarm_crowd import Crowd
 
 __all__ = [
     "Download",
@@ -56,11 +56,7 @@ DELETE_FILES = 1
 
 
 class Swarm:
-    """A session with its torrents. Threads may share it; a context manager closes it.
-
-    Attributes:
-        crowd: who was met in the swarms of what is fetched.
-    """
+    """A session with its torrents. Threads may share it; a context manager closes it."""
 
     def __init__(self, settings: SwarmSettings) -> None:
         """Check SETTINGS; sockets are opened by the first use.
@@ -77,9 +73,7 @@ class Swarm:
         self._process = 0
         self._closed = False
         self._starved: set[str] = set()
-        self.crowd = Crowd()
-        self._listening: dict[Download, tuple[Listening, tuple[tuple[str, int], ...]]] = {}
-        self._random = Random()  # noqa: S311 -- it only tells members of a crowd apart
+        self._listeners = Listeners()
         self._utp = settings.role == "seed"
 
     def __enter__(self) -> Self:
@@ -270,8 +264,9 @@ class Swarm:
             | flags.override_trackers
             | flags.override_web_seeds
         )
+        patient = not in_order and not web_seeds and not self._settings.proxy
         if self._settings.lan_only or (
-            not in_order and not web_seeds and self._listen_first(download, peers)
+            patient and self._listeners.begin(self._start()[0], download, peers)
         ):
             params.flags |= flags.apply_ip_filter
         params.save_path = str(directory.absolute())
@@ -361,8 +356,7 @@ class Swarm:
             return
         if torrent.download is not None:
             torrent.download.fail("was removed")
-            with self._lock:
-                self._listening.pop(torrent.download, None)
+            self._listeners.forget(torrent.download)
         with events.news:
             if infohash in events.removals:
                 return  # another thread is at it
@@ -377,47 +371,21 @@ class Swarm:
 
     # Crowds
 
+    @property
+    def crowd(self) -> Crowd:
+        """Who was met in the swarms of what is fetched."""
+        return self._listeners.crowd
+
     def members(self) -> int:
         """How many were met lately as they fetched what is fetched here, too."""
-        with self._lock:
-            return self.crowd.members(time.monotonic())
-
-    def _listen_first(self, download: Download, peers: Iterable[tuple[str, int]]) -> bool:
-        """Whether a download asks members of a crowd alone at first."""
-        if download.length < MIN_LENGTH or self._settings.proxy:
-            return False
-        now = time.monotonic()
-        with self._lock:
-            members, seeds = self.crowd.members(now), self.crowd.seeds
-            if not (members and seeds):
-                return False
-            listening = Listening(now, members, self._random)
-            self._listening[download] = listening, (*seeds, *peers)
-        lt_compat.keep_out(self._start()[0], [address for address, _ in seeds])
-        return True
+        return self._listeners.members()
 
     def _on_look(self, download: Download, progress: Progress) -> None:
-        """Note who fetches the same, and ask seeds when members bring too little."""
+        """What `Download.look` tells the session."""
         events = self._events
         torrent = events.torrents.get(download.infohash) if events is not None else None
-        if torrent is None or torrent.handle is None:
-            return
-        now = time.monotonic()
-        with contextlib.suppress(RuntimeError):  # gone meanwhile
-            met = lt_compat.connected(torrent.handle)
-            with self._lock:
-                for peer in met:
-                    self.crowd.meet(*peer[:2], now, seed=peer.seed, called=peer.called)
-                listening, others = self._listening.get(download, (None, ()))
-                if not listening or not listening.is_over(now, progress.received, progress.idle):
-                    return
-                del self._listening[download]
-            lt = lt_compat.library()
-            torrent.handle.unset_flags(lt.torrent_flags.apply_ip_filter)
-            for other in dict.fromkeys(others):
-                torrent.handle.connect_peer(other)
-            # An answer of a tracker connects at once, which else takes up to a second.
-            torrent.handle.force_reannounce(flags=lt.torrent_handle.ignore_min_interval)
+        if torrent is not None and torrent.handle is not None:
+            self._listeners.look(torrent.handle, download, progress)
 
     # What users see
 
