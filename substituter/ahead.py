@@ -168,6 +168,8 @@ class AheadSource:
         own = self._ahead.since(now)
         position = max(one.position, self._ahead.position())
         return one._replace(
+            # Who wasn't found by now isn't given more time because the item is asked for.
+            since=one.since if self._ahead.found else min(one.since, self._ahead.begun),
             position=position,
             last=max(one.last, own, min(last, own + _GRACE)),
             rate=rate,

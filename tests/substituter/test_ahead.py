@@ -76,6 +76,20 @@ def test_a_way_moves_as_long_as_bytes_come() -> None:
     assert pace.look(6.0) == (6.0, 1.0)
 
 
+def test_who_was_not_found_in_time_gets_no_more(tmp_path: Path, make_item: Make) -> None:
+    """The time from its beginning counts, until somebody is found: then that of the lane."""
+    item = make_item("a")
+    file = Spool(tmp_path, 1 << 20).open("a", len(item.nar))
+    assert file is not None
+    ahead = Ahead(parsed(item), Way.SWARM, file)
+    source = AheadSource(ahead, Pace(lambda: 0))
+    lane = Standing(State.RUNNING, ahead.begun + 10.0)
+    assert source.standing(lane, ahead.begun + 10.0).since == ahead.begun
+    ahead.source("bittorrent://a", 100, lambda: 0)
+    assert source.standing(lane, ahead.begun + 10.0).since == lane.since
+    file.close()
+
+
 @pytest.mark.parametrize(
     ("peers", "written", "lonely"),
     [(1, True, True), (1, False, False), (0, True, False), (2, True, False), (None, True, False)],
