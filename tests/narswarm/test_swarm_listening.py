@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of narswarm.swarm_listening: what it tells a torrent, which a fake notes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from narswarm import lt_compat, swarm_listening
+from narswarm.download import Download, Progress
+from narswarm.lt_compat import Connected
+from narswarm.swarm_crowd import AT_MOST, MEMORY, MIN_LENGTH
+from narswarm.swarm_listening import Listeners
+
+SEED = Connected("10.0.0.1", 6881, seed=True, called=True)
+MEMBER = Connected("10.0.0.2", 40000, seed=False, called=False)
+NOTHING = Progress(0, MIN_LENGTH, 0, 0, 0.0, 0)
+
+
+class Fetched:
+    """A download of which only the length matters."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+
+class Handle:
+    """A torrent that notes what it is told."""
+
+    def __init__(self, *peers: Connected) -> None:
+        self.peers = list(peers)
+        self.called: list[tuple[str, int]] = []
+        self.flags = 1
+        self.announces = 0
+
+    def unset_flags(self, flags: int) -> None:
+        """The filter counts no more."""
+        self.flags &= ~flags
+
+    def connect_peer(self, peer: tuple[str, int]) -> None:
+        """Somebody is called."""
+        self.called.append(peer)
+
+    def force_reannounce(self, *, flags: int) -> None:
+        """Trackers are asked."""
+        self.announces += flags
+
+
+class Lab:
+    """Listeners, with time and libtorrent in the test's hands."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.filtered: list[str] = []
+        self.listeners = Listeners()
+        library = SimpleNamespace(
+            torrent_flags=SimpleNamespace(apply_ip_filter=1),
+            torrent_handle=SimpleNamespace(ignore_min_interval=1),
+        )
+        monkeypatch.setattr(lt_compat, "library", lambda: library)
+        monkeypatch.setattr(lt_compat, "keep_out", lambda _, seeds: self.filtered.extend(seeds))
+        monkeypatch.setattr(lt_compat, "connected", self._connected)
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(swarm_listening, "time", clock)
+
+    def _connected(self, handle: Handle | None) -> list[Connected]:
+        if handle is None:
+            raise RuntimeError("invalid torrent handle used")
+        return handle.peers
+
+    def begin(self, download: Download, *peers: tuple[str, int]) -> bool:
+        """Whether a download listens."""
+        return self.listeners.begin(None, download, peers)
+
+    def look(self, handle: Handle | None, download: Download, progress: Progress = NOTHING) -> None:
+        """A look at a download."""
+        self.listeners.look(handle, download, progress)
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """Nobody was met yet."""
+    return Lab(monkeypatch)
+
+
+def download(length: int = MIN_LENGTH) -> Download:
+    """Something that could be fetched."""
+    return cast(Download, Fetched(length))
+
+
+@pytest.mark.parametrize(
+    ("peers", "length", "later", "listens"),
+    [
+        ([SEED, MEMBER], MIN_LENGTH, 0.0, True),
+        ([SEED, MEMBER], MIN_LENGTH - 1, 0.0, False),
+        ([SEED, MEMBER], MIN_LENGTH, MEMORY, False),
+        ([SEED], MIN_LENGTH, 0.0, False),
+        ([MEMBER], MIN_LENGTH, 0.0, False),
+        ([], MIN_LENGTH, 0.0, False),
+    ],
+)
+def test_who_listens(
+    lab: Lab, peers: list[Connected], length: int, later: float, listens: bool
+) -> None:
+    """A download that is worth it, when members and a seed were met."""
+    lab.look(Handle(*peers), download())
+    lab.now += later
+    assert lab.begin(download(length)) is listens
+    assert lab.filtered == (["10.0.0.1"] if listens else [])
+
+
+def test_seeds_are_asked_at_last(lab: Lab) -> None:
+    """With the seeds that were met, those that trackers named are called, each once."""
+    one, handle = download(), Handle()
+    lab.look(Handle(SEED, MEMBER), download())
+    assert lab.begin(one, ("10.0.0.1", 6881), ("10.0.0.3", 1))
+    lab.look(handle, one)
+    assert (handle.called, handle.flags, handle.announces) == ([], 1, 0)
+    lab.now += AT_MOST
+    for _ in range(2):
+        lab.look(handle, one)
+        assert handle.called == [("10.0.0.1", 6881), ("10.0.0.3", 1)]
+        assert (handle.flags, handle.announces) == (0, 1)
+
+
+def test_what_has_ended_listens_no_more(lab: Lab) -> None:
+    """Nobody is called for it."""
+    one, handle = download(), Handle()
+    lab.look(Handle(SEED, MEMBER), download())
+    assert lab.begin(one)
+    lab.listeners.forget(one)
+    lab.listeners.forget(one)
+    lab.now += AT_MOST
+    lab.look(handle, one)
+    assert handle.called == []
+
+
+def test_a_torrent_that_is_gone(lab: Lab) -> None:
+    """A look at it is none."""
+    gone: Any = None
+    lab.look(gone, download())
+    assert lab.listeners.members() == 0
+    lab.look(Handle(MEMBER), download())
+    assert lab.listeners.members() == 1
