@@ -21,7 +21,7 @@ from narswarm.payload import file_name
 from tests import engines
 from tests.engines import Engine
 from tracker import index as index_module
-from tracker import page, redis_link
+from tracker import page, postgres, redis_link
 from tracker.database import Place
 from tracker.index import Index
 from tracker.publication import check
@@ -55,8 +55,9 @@ def patient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
         (page, "_SEARCH_SECONDS"),
         (redis_link, "CONNECT_SECONDS"),
         (redis_link, "REPLY_SECONDS"),
+        (postgres, "_CONNECT_SECONDS"),
     ):
-        monkeypatch.setattr(module, name, 120.0)
+        monkeypatch.setattr(module, name, 120)
 
 
 @pytest.fixture(scope="session", name="signer")

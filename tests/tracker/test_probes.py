@@ -61,10 +61,12 @@ def udp(answer: Callable[[bytes, int], list[bytes]]) -> Iterator[tuple[int, list
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield sock.getsockname()[1], heard
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
-            end.sendto(b"", sock.getsockname())
-        thread.join()
+        try:
+            yield sock.getsockname()[1], heard
+        finally:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+                end.sendto(b"", sock.getsockname())
+            thread.join()
 
 
 def granted(data: bytes) -> bytes:
