@@ -14,7 +14,7 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-MEMORY: Final = 10.0
+MEMORY: Final = 30.0
 """Seconds for which somebody who was met is taken to be there."""
 
 AT_LEAST: Final = 0.3
