@@ -16,7 +16,7 @@ from typing import Final
 from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
 from substituter.contest import NarSource, Runner
-from substituter.race import Meter, Standing, Way
+from substituter.race import ASSUMED_RATE, Meter, Standing, Way
 from substituter.spool import SpoolFile
 
 _LOOK: Final = 0.05
@@ -173,7 +173,9 @@ class AheadSource:
             position=position,
             last=max(one.last, own, min(last, own + _GRACE)),
             rate=rate,
-            lonely=bool(position) and getattr(self._ahead.used, "peers", 0) == 1,
+            lonely=bool(position)
+            and (rate or 0.0) < 2 * ASSUMED_RATE  # of a fast one nobody has to know
+            and getattr(self._ahead.used, "peers", 0) == 1,
         )
 
     @property
