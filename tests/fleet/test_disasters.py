@@ -197,7 +197,7 @@ def test_a_tracker_is_lost(fleet: Deployment) -> None:
     _follow_until_well(fleet, look)
     assert (_publishers(fleet, "first"), _publishers(fleet, "box2")) == indexed
     for tracker in ("t1", "t2"):
-        fleet.wait_seeded("first", "box2", tracker=tracker)
+        fleet.wait_seeded("first", "box2", "restored", tracker=tracker)
     assert "bittorrent://" in fleet.build("restored")
 
 
