@@ -48,6 +48,9 @@ COMMON = {
     "allow_multiple_connections_per_ip": True,  # universities and carriers share addresses
     "min_reconnect_time": 1,  # a full seeder refuses; 60 s later the download is long elsewhere
     "connection_speed": 1000,
+    # The default stops at the first that answers, and peers at the others hear nothing.
+    "announce_to_all_trackers": True,
+    "announce_to_all_tiers": True,
     "apply_ip_filter_to_trackers": False,  # the user has named them; it is for peers
     "active_seeds": -1,
     "active_downloads": -1,

@@ -182,6 +182,24 @@ def test_what_a_tracker_refuses_is_kept(share: Share, swarm: Open) -> None:
     assert state.errors >= 1
 
 
+@pytest.mark.parametrize("role", ["seed", "fetch"])
+def test_all_trackers_hear_of_a_torrent(
+    share: Share, swarm: Open, tmp_path: Path, role: str
+) -> None:
+    """Not only the first that answers: they don't know each other's peers."""
+    shared = share(1000)
+    ours = swarm(role=role)
+    answer: dict[bytes, bencoding.Value] = {b"interval": 1800, b"peers": b""}
+    with tracker(answer) as first, tracker(answer) as second:
+        if role == "seed":
+            ours.seed(shared.torrent, shared.path, [first, second])
+        else:
+            ours.fetch(shared.torrent, tmp_path, trackers=[first, second])
+        wait_until(
+            lambda: {state.url for state in ours.trackers() if state.replies} == {first, second}
+        )
+
+
 def test_an_announce_can_be_repeated_at_once(share: Share, swarm: Open) -> None:
     """`reannounce` is for trackers that forgot us, whatever interval they had asked for."""
     shared = share(1000)
