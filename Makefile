@@ -34,7 +34,7 @@ e2e: venv
 
 # A fleet of machines booted by systemd, deployed by the roles of ansible/; needs root.
 fleet: venv
-	$(BIN)/python -m pytest -m fleet $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/fleet -m fleet $(PYTEST_ARGS)
 
 test: lint unit e2e
 
