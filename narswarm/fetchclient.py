@@ -176,6 +176,7 @@ class Fetching:
         self._contiguous = 0
         self._complete = False
         self._preparing = False
+        self._pace: tuple[float, float] | None = None
         self._failure: NarswarmError | None = None
         self._progress = Progress(0, 0, 0, 0, 0.0, 0)
         self._heard = self._started = time.monotonic()
@@ -241,6 +242,17 @@ class Fetching:
                 idle=self._progress.idle + silent,
                 received=self._progress.received,
             )
+
+    def pace(self) -> tuple[float, float] | None:
+        """Of all that the seeder fetches: bytes of NARs a second, seconds since the last came.
+
+        None as long as nothing comes, or if it doesn't say.
+        """
+        with self._mutex:
+            if self._pace is None:
+                return None
+            rate, quiet = self._pace
+            return rate, quiet + time.monotonic() - self._heard
 
     def chunks(
         self, *, stall: Callable[[Progress], bool] | None = None, tick: float = TICK
@@ -336,6 +348,10 @@ class Fetching:
                 length = self._source.length if self._source is not None else 0
                 self._contiguous = min(int(answer["contiguous"]), length)
                 self._preparing = answer.get("preparing") is True
+                pace, quiet = answer.get("pace"), answer.get("quiet")
+                self._pace = None
+                if pace is not None and quiet is not None:
+                    self._pace = float(pace), float(quiet)
                 self._progress = Progress(
                     done=int(answer["done"]),
                     total=length,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -72,10 +73,15 @@ class Finisher(Protocol):
     def local(self, nar_hash: bytes) -> Local | None:
         """The payload of a NAR, if it is offered here."""
 
-    def finish(self, fetched: Fetched) -> Path | None:
+    def finish(self, fetched: Fetched, leave: Callable[[], None]) -> Path | None:
         """Offer a payload if that may be; returns where its file is then, None if it isn't.
 
-        The torrent is in no swarm meanwhile. May take long.
+        May take long.
+
+        Args:
+            fetched: what it is.
+            leave: takes the torrent out of the swarm in which it was fetched, and which goes on
+                until then; to be called before the file gets another name.
 
         Raises:
             NarswarmError: it isn't, and why.
@@ -216,6 +222,17 @@ class Fetcher:
         with self._lock:
             return [(job.wanted, job.view, job.users > 0) for job in self._jobs.values()]
 
+    def pace(self) -> tuple[float, float]:
+        """Of all that is fetched: bytes of NARs a second, and seconds since the last byte came."""
+        with self._lock:
+            running = [(job.wanted.nar_size, job.view) for job in self._jobs.values()]
+        rate, idle = 0.0, math.inf
+        for nar_size, view in running:
+            if not view.over and view.progress.received:
+                rate += view.progress.rate * nar_size / view.length
+                idle = min(idle, view.progress.idle)
+        return rate, idle
+
     @property
     def planned(self) -> int:
         """Items that will be fetched ahead."""
@@ -273,6 +290,7 @@ class Fetcher:
     def _drop(self, job: Job) -> None:
         """Remove the payload of a job."""
         if job.view.complete:
+            job.leave()
             self._store.give_back(job.view.infohash, keep=False)
 
     # Threads
@@ -283,9 +301,13 @@ class Fetcher:
         try:
             job.run()
             if job.view.complete:
-                job.leave()
-                self._store.give_back(job.view.infohash, keep=True)
-                self._finishing.submit(self._finish, job)
+                # Others may have it from here until it is checked and offered, which may be long if
+                # many wait for that: then its room is there for others.
+                stays = self._store.is_roomy
+                if not stays:
+                    job.leave()
+                    self._store.give_back(job.view.infohash, keep=True)
+                self._finishing.submit(self._finish, job, stays=stays)
         except RuntimeError:
             pass  # the seeder ends
         finally:
@@ -298,22 +320,22 @@ class Fetcher:
                     del self._jobs[nar_hash]
             self._news.set()
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: Job, *, stays: bool) -> None:
         """Offer what was fetched, or keep it as long as its room isn't needed."""
         view = job.view
-        if self._closed or view.path is None:
+        if not stays and not self._store.take_again(view.infohash):
             return
-        # It may have waited for its turn so long that its room was needed.
-        if not self._store.take_again(view.infohash):
-            return
-        payload = Local(view.path, view.infohash, view.kind, view.length)
         moved = None
         try:
-            moved = self._finisher.finish(Fetched(job.wanted, job.torrent, payload))
+            if not self._closed and not job.cancelled and view.path is not None:
+                payload = Local(view.path, view.infohash, view.kind, view.length)
+                fetched = Fetched(job.wanted, job.torrent, payload)
+                moved = self._finisher.finish(fetched, job.leave)
         except NarswarmError as error:
             log.warning("%s", error)
         except Exception:
             log.exception("%s", job.wanted.store_path)
+        job.leave()
         with self._lock:
             if moved is not None:
                 job.moved(moved)

@@ -104,7 +104,7 @@ class Adopter:
             return None
         return Local(path, nar.infohash, Kind.ZSTD, nar.length)
 
-    def finish(self, fetched: Fetched) -> Path | None:
+    def finish(self, fetched: Fetched, leave: Callable[[], None]) -> Path | None:
         """See `seeder.fetching.Finisher`."""
         wanted, payload = fetched.wanted, fetched.payload
         if payload.kind is Kind.SERVER:
@@ -122,9 +122,10 @@ class Adopter:
             return None
         for _, info in self._vouchers.find([item]):
             if info is not None and payload.kind is Kind.SERVER and self._mirrored is not None:
+                leave()
                 return self._mirrored.take(payload.path, fetched.torrent, info)
             if info is not None:
-                return self._adopt(fetched, narinfo.with_sources(info.raw, info.sources))
+                return self._adopt(fetched, leave, narinfo.with_sources(info.raw, info.sources))
         return None
 
     def withdraw(self, nar_hash: bytes, infohash: str) -> None:
@@ -133,11 +134,12 @@ class Adopter:
         if self._mirrored is not None:
             self._mirrored.withdraw(nar_hash, infohash)
 
-    def _adopt(self, fetched: Fetched, raw: bytes) -> Path | None:
+    def _adopt(self, fetched: Fetched, leave: Callable[[], None], raw: bytes) -> Path | None:
         wanted, payload = fetched.wanted, fetched.payload
         path = self._state.payloads / file_name(wanted.nar_hash)
         if self._made(wanted.nar_hash) is not None:
             return None  # made here meanwhile
+        leave()
         try:
             payload.path.rename(path)
         except OSError as error:

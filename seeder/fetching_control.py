@@ -7,6 +7,7 @@ nobody else wants.
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 from collections.abc import Collection, Mapping
@@ -59,7 +60,8 @@ class FetchControl:
                 elif view.error is not None:
                     raise NotFoundError(wanted.store_path, view.error.reason)
                 elif view.serial or view.preparing:
-                    conversation.send({"event": "progress", **_progress(view)})
+                    pace = _pace(*self._fetcher.pace())
+                    conversation.send({"event": "progress", **_progress(view), **pace})
                 told = view
                 if not view.complete:
                     conversation.wait(INTERVAL)
@@ -132,6 +134,11 @@ def _pass_file(view: View, conversation: Conversation) -> None:
         )
     finally:
         os.close(file)
+
+
+def _pace(rate: float, idle: float) -> dict[str, Any]:
+    """Of all that is fetched; nothing as long as nothing moves."""
+    return {"pace": round(rate), "quiet": round(idle, 3)} if idle < math.inf else {}
 
 
 def _progress(view: View) -> dict[str, Any]:

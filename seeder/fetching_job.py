@@ -59,6 +59,7 @@ class Fetches(Protocol):
         trackers: Sequence[str] = (),
         peers: Sequence[tuple[str, int]] = (),
         web_seeds: Sequence[str] = (),
+        in_order: bool = True,
     ) -> Download:
         """Begin to fetch."""
 
@@ -284,6 +285,8 @@ class Job:
                 trackers=self._trackers,
                 peers=candidate.peers,
                 web_seeds=webseeds.of_settings(self._web_seeds, candidate.kind),
+                # Of a plan others may be at the same items, and all are wanted in the end.
+                in_order=not self.plans,
             )
             download.follow(self._changed.set)
             self.download, self.torrent = download, candidate.torrent

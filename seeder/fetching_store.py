@@ -98,6 +98,11 @@ class FetchStore:
         with self._mutex:
             return self._quota - self._busy()
 
+    @property
+    def is_roomy(self) -> bool:
+        """Whether at most half of it is in use by anybody."""
+        return 2 * self.room >= self._quota
+
     def take(self, infohash: str, length: int) -> Path:
         """A directory for the payload of a torrent, for one more user.
 

@@ -22,7 +22,7 @@ from substituter.spool import SpoolFile
 _LOOK: Final = 0.05
 """Seconds between two looks whether a source was found."""
 
-_GRACE: Final = 20.0
+GRACE: Final = 20.0
 """Seconds that an item may be silent while others of its way come."""
 
 MOVES: Final = 2.0
@@ -171,7 +171,7 @@ class AheadSource:
             # Who wasn't found by now isn't given more time because the item is asked for.
             since=one.since if self._ahead.found else min(one.since, self._ahead.begun),
             position=position,
-            last=max(one.last, own, min(last, own + _GRACE)),
+            last=max(one.last, own, min(last, own + GRACE)),
             rate=rate,
             lonely=bool(position)
             and (rate or 0.0) < 2 * ASSUMED_RATE  # of a fast one nobody has to know

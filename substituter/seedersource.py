@@ -14,7 +14,9 @@ from narswarm.candidates import MAKING_RATE
 from narswarm.download import Progress, SwarmStalledError
 from narswarm.errors import NetworkError
 from narswarm.fetchclient import Fetching, SeederClient, Source, SourceChangedError, Wanted
+from substituter.ahead import GRACE
 from substituter.contest import Runner
+from substituter.race import Standing
 from substituter.sources import THREADS, Patience, swarm_label
 
 _LOOK: Final = 0.1
@@ -52,6 +54,29 @@ class SeederSource:
         self._patience = patience
         self._name = name
         self._refused = refused
+        self._fetching: Fetching | None = None
+        self._before = (0, 0.0)
+
+    def standing(self, one: Standing, now: float) -> Standing:
+        """How far it is, which isn't seen by what can be read in order; see `AheadSource`.
+
+        What the seeder fetches beside it shares the line, and is wanted, too.
+        """
+        fetching = self._fetching
+        source = fetching.source_now if fetching is not None else None
+        if fetching is None or source is None or not source.length:
+            return one
+        size, progress, pace = self._wanted.nar_size, fetching.progress(), fetching.pace()
+        position = max(one.position, min(size, size * progress.done // source.length))
+        if position != self._before[0]:
+            self._before = position, now
+        last, rate = max(one.last, self._before[1]), one.rate
+        if pace is not None:
+            rate = max(pace[0], rate or 0.0)
+            last = max(last, min(now - pace[1], last + GRACE))
+        return one._replace(
+            position=position, last=last, rate=rate, lonely=bool(position) and progress.peers == 1
+        )
 
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
@@ -61,6 +86,7 @@ class SeederSource:
         with self._client.fetch(self._wanted) as fetching:
             source = self._found(fetching, runner, wait)
             self.infohash = source.infohash
+            self._fetching = fetching
             if source.infohash in self._refused:
                 raise NetworkError(self.key, "was wrong before")
             url = f"bittorrent://{source.infohash}/{self._name}"

@@ -29,7 +29,7 @@ from substituter.context import Context
 from substituter.finding import MAX_QUICK, NARINFO_TIMEOUT, Finder
 from substituter.nargate import Gate, WrongNarError
 from substituter.planner import Planner
-from substituter.race import Policy, Way
+from substituter.race import SMALL, Policy, Way
 from substituter.report import Report
 from substituter.session import Session
 from substituter.sources import HttpSource
@@ -229,7 +229,7 @@ class Item:
             lambda source, error, seen: self._judge(source, narinfo, error, seen=seen),
             self._context.rates,
             ahead=self._path in self._context.ahead,
-            begun=self._ahead.way if self._ahead else None,
+            begun=self._begun(narinfo),
         )
         try:
             gate.restore(contest.chunks())
@@ -264,6 +264,13 @@ class Item:
         self._context.rates.update(contest.rates())
         contest.settle(_TIDYING)
         return True
+
+    def _begun(self, narinfo: Narinfo) -> Way | None:
+        """The way by which the item is fetched already, beside others: here, or by the seeder."""
+        if self._ahead is not None:
+            return self._ahead.way
+        told = self._path in self._context.ahead and narinfo.nar_size > SMALL
+        return Way.SWARM if told else None
 
     def _alone(self, source: NarSource, narinfo: Narinfo, gate: Gate) -> bool:
         """Restore from one source; whether the item is in place."""

@@ -194,6 +194,26 @@ def test_a_payload_is_read_while_it_arrives(seeder: FakeSeeder, client: SeederCl
     wait_for_files(before)
 
 
+def test_the_pace_of_all_is_known(seeder: FakeSeeder, client: SeederClient) -> None:
+    """As long as something comes, if the seeder says so; silence goes on while it says nothing."""
+    seeder.say(
+        (source(), seeder.file(b"content")),
+        progress(3),
+        seeder.more,
+        progress(5) | {"pace": 1000, "quiet": 0.5},
+        DONE,
+    )
+    with client.fetch(WANTED) as fetching:
+        chunks = fetching.chunks()
+        assert next(chunks) == b"con"
+        assert fetching.pace() is None
+        seeder.more.set()
+        assert b"".join(chunks) == b"tent"
+        rate, quiet = fetching.pace() or (0.0, 0.0)
+        assert rate == 1000
+        assert quiet >= 0.5
+
+
 def test_what_is_there_already_is_given_at_once(seeder: FakeSeeder, client: SeederClient) -> None:
     """Without any progress, and in pieces of bounded size."""
     content = bytes(range(256)) * 5000

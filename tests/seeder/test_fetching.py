@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from narswarm.candidates import Candidate
 from narswarm.control import ControlServer
-from narswarm.download import Download
+from narswarm.download import Download, Progress
 from narswarm.errors import BusyError, NarswarmError, NetworkError
 from narswarm.fetchclient import SeederClient, Wanted
 from narswarm.merkle import PieceHasher
@@ -69,6 +70,8 @@ class Finish:
         self.here: dict[bytes, Local] = {}
         self.finished: SimpleQueue[Fetched] = SimpleQueue()
         self.take = False
+        self.gate = threading.Event()
+        self.gate.set()
         self.error: Exception | None = None
         self.withdrawn: list[tuple[bytes, str]] = []
 
@@ -76,13 +79,15 @@ class Finish:
         """What was taken."""
         return self.here.get(nar_hash)
 
-    def finish(self, fetched: Fetched) -> Path | None:
+    def finish(self, fetched: Fetched, leave: Callable[[], None]) -> Path | None:
         """Move the file."""
         try:
+            self.gate.wait(120)
             if self.error is not None:
                 raise self.error
             if not self.take:
                 return None
+            leave()
             path = fetched.payload.path.rename(self.directory / fetched.payload.path.name)
             self.here[fetched.wanted.nar_hash] = fetched.payload._replace(path=path)
             return path
@@ -371,7 +376,42 @@ def test_what_waits_to_be_taken_over_holds_no_room(world: World) -> None:
         world.get(wanted)
     gate.set()
     late = {world.finish.finished.get(timeout=120).wanted for _ in range(2)}
-    assert late == set(items[2:])
+    assert late == {items[0], items[3]}
     world.until(lambda: world.swarm.status() == [])
-    world.get(items[0])
-    assert world.finish.finished.get(timeout=120).wanted == items[0]
+    world.get(items[1])
+    assert world.finish.finished.get(timeout=120).wanted == items[1]
+
+
+def test_others_have_it_from_here_until_it_is_taken_over(world: World) -> None:
+    """A payload that is checked stays in the swarm, and leaves it when it is refused meanwhile."""
+    world.finish.gate.clear()
+    first, second = world.make(), world.make()
+    world.get(first)
+    world.get(second)
+    statuses = world.swarm.status()
+    assert {each.infohash for each in statuses} == {world.infohash(first), world.infohash(second)}
+    world.client().refuse(second.nar_hash, world.infohash(second))
+    world.until(lambda: len(world.swarm.status()) == 1)
+    world.finish.gate.set()
+    assert world.finish.finished.get(timeout=120).wanted == first
+    world.until(lambda: world.swarm.status() == [])
+    world.until(lambda: world.store.room == 10 << 20)
+    assert not world.store.has(world.infohash(second))
+    assert world.finish.finished.empty()
+
+
+def test_the_pace_is_that_of_all(world: World) -> None:
+    """In bytes of NARs; whoever has got nothing yet, or everything, doesn't count."""
+    assert world.fetcher.pace() == (0.0, math.inf)
+    jobs = [world.fetcher._job(world.make(1000, seeded=False)) for _ in range(4)]
+    world.until(lambda: all(job.view.serial for job in jobs))
+    for job in jobs:
+        job.cancel()
+    world.until(lambda: all(job.view.error for job in jobs))
+    for job, rate, idle, received in zip(
+        jobs, (100, 50, 70, 30), (3.0, 2.0, 0.0, 0.5), (1, 1, 0, 1), strict=True
+    ):
+        progress = Progress(0, 500, 1, rate, idle, received)
+        job.view = View(1, length=500, progress=progress, complete=job is jobs[3])
+    world.fetcher._jobs = {bytes([number]): job for number, job in enumerate(jobs)}
+    assert world.fetcher.pace() == (300.0, 2.0)

@@ -20,6 +20,10 @@ from seeder.state import Nar, State
 from tests.seeder.conftest import Made, World
 
 
+def leave() -> None:
+    """No swarm is to be left."""
+
+
 class Offers:
     """Remembers."""
 
@@ -87,7 +91,9 @@ def test_what_is_vouched_for_is_offered(bench: Bench, world: World) -> None:
     bench.vouched[made.path] = made.parsed
     fetched = bench.fetched(made)
     payload = fetched.payload.path.read_bytes()
-    path = bench.adopter.finish(fetched)
+    left: list[bool] = []
+    path = bench.adopter.finish(fetched, lambda: left.append(fetched.payload.path.exists()))
+    assert left == [True]
     assert path == bench.state.payloads / file_name(made.item.nar_hash)
     assert path.read_bytes() == payload
     (nar,) = bench.offers.adopted
@@ -105,7 +111,7 @@ def test_what_is_vouched_for_is_offered(bench: Bench, world: World) -> None:
     assert bench.adopter.local(made.item.nar_hash) == Local(
         path, "ab" * 32, Kind.ZSTD, len(payload)
     )
-    assert bench.adopter.finish(bench.fetched(made)) is None
+    assert bench.adopter.finish(bench.fetched(made), leave) is None
     path.write_bytes(b"")
     assert bench.adopter.local(made.item.nar_hash) is None
     path.unlink()
@@ -115,7 +121,7 @@ def test_what_is_vouched_for_is_offered(bench: Bench, world: World) -> None:
 def test_what_nobody_vouches_for_is_not(bench: Bench, world: World) -> None:
     """That it was asked for is no reason."""
     fetched = bench.fetched(world.make())
-    assert bench.adopter.finish(fetched) is None
+    assert bench.adopter.finish(fetched, leave) is None
     assert fetched.payload.path.exists()
     assert (bench.offers.adopted, bench.refused) == ([], [])
     assert bench.adopter.local(fetched.wanted.nar_hash) is None
@@ -127,7 +133,7 @@ def test_another_nar_is_refused(bench: Bench, world: World, other: bytes) -> Non
     made = world.make()
     bench.vouched[made.path] = made.parsed
     with pytest.raises((MismatchError, InvalidInputError)):
-        bench.adopter.finish(bench.fetched(made, other))
+        bench.adopter.finish(bench.fetched(made, other), leave)
     assert bench.refused == [(made.item.nar_hash, "ab" * 32)]
     assert (bench.asked, bench.offers.adopted) == ([], [])
 
@@ -138,15 +144,15 @@ def test_what_has_no_room_or_another_kind(bench: Bench, world: World) -> None:
     bench.vouched[made.path] = made.parsed
     fetched = bench.fetched(made)
     kind = fetched._replace(payload=fetched.payload._replace(kind=Kind.NAR))
-    assert bench.adopter.finish(kind) is None
+    assert bench.adopter.finish(kind, leave) is None
     bench.room = fetched.payload.length - 1
-    assert bench.adopter.finish(fetched) is None
+    assert bench.adopter.finish(fetched, leave) is None
     bench.room += 1
     bench.stopping = True
-    assert bench.adopter.finish(fetched) is None
+    assert bench.adopter.finish(fetched, leave) is None
     assert bench.asked == []
     bench.stopping = False
-    assert bench.adopter.finish(fetched) is not None
+    assert bench.adopter.finish(fetched, leave) is not None
 
 
 def test_a_file_that_cannot_be_moved(bench: Bench, world: World) -> None:
@@ -156,7 +162,7 @@ def test_a_file_that_cannot_be_moved(bench: Bench, world: World) -> None:
     path = bench.state.payloads / file_name(made.item.nar_hash)
     path.mkdir()
     with pytest.raises(NarswarmError) as caught:
-        bench.adopter.finish(bench.fetched(made))
+        bench.adopter.finish(bench.fetched(made), leave)
     assert str(caught.value) == f"{path}: Is a directory"
 
 
@@ -205,19 +211,19 @@ def test_a_server_file(bench: Bench, world: World) -> None:
         before.payload.path.write_bytes(gzip.compress(nar))
         return before._replace(payload=before.payload._replace(kind=Kind.SERVER))
 
-    assert adopter.finish(fetched(made.nar)) is None
+    assert adopter.finish(fetched(made.nar), leave) is None
     bench.vouched[made.path] = made.parsed
     good = fetched(made.nar)
-    assert adopter.finish(good) == good.payload.path
+    assert adopter.finish(good, leave) == good.payload.path
     assert mirrors.taken == [(good.payload.path, b"torrent", made.path)]
     with pytest.raises(NarswarmError):
-        adopter.finish(fetched(b"another"))
+        adopter.finish(fetched(b"another"), leave)
     assert bench.refused == [(made.item.nar_hash, "ab" * 32)]
     local = mirrors.files[made.item.nar_hash] = good.payload
     assert adopter.local(made.item.nar_hash) == local
-    assert adopter.finish(good) is None
+    assert adopter.finish(good, leave) is None
     assert len(mirrors.taken) == 1
     adopter.withdraw(made.item.nar_hash, "ab" * 32)
     assert mirrors.withdrawn == bench.offers.withdrawn == [(made.item.nar_hash, "ab" * 32)]
-    assert bench.adopter.finish(good) is None
+    assert bench.adopter.finish(good, leave) is None
     assert bench.adopter.local(made.item.nar_hash) is None

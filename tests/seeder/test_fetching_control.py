@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from dataclasses import replace
@@ -30,6 +31,11 @@ class Refuser:
     def __init__(self, *views: View) -> None:
         self.refused: list[tuple[bytes, str]] = []
         self.views = list(views)
+        self.paces = [(0.0, math.inf), (1000.4, 0.25)]
+
+    def pace(self) -> tuple[float, float]:
+        """Something comes from the second time on."""
+        return self.paces.pop(0) if self.paces[1:] else self.paces[0]
 
     def refuse(self, nar_hash: bytes, infohash: str) -> None:
         """Remember it."""
@@ -118,7 +124,7 @@ def test_a_fetch_without_a_file(tmp_path: Path, view: View, error: str) -> None:
 
 
 def test_what_is_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before there is a torrent, and of one that nobody seeds yet; not of what isn't prepared."""
+    """Also before there is a torrent; and how fast everything comes, as soon as something does."""
     monkeypatch.setattr(fetching_control, "INTERVAL", 0.001)
     path = tmp_path / "payload"
     path.write_bytes(b"hello")
@@ -146,3 +152,5 @@ def test_what_is_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("progress", False),
         ("done", None),
     ]
+    told = [(each.get("pace"), each.get("quiet")) for each in answers]
+    assert told == [(None, None), (None, None), (1000, 0.25), (1000, 0.25), (None, None)]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -84,6 +84,7 @@ class FakeSwarm:
         self.downloads: dict[str, FakeDownload] = {}
         self.begun = threading.Semaphore(0)
         self.refused: set[bytes] = set()
+        self.in_order: list[bool] = []
         self.setups: dict[str, Callable[[FakeDownload], None]] = {}
 
     def fetch(
@@ -94,11 +95,13 @@ class FakeSwarm:
         trackers: Sequence[str] = (),
         peers: Sequence[tuple[str, int]] = (),
         web_seeds: Sequence[str] = (),
+        in_order: bool = True,
     ) -> Download:
         """Begin one."""
         assert (tuple(trackers), tuple(peers)) == (("http://t/announce",), (("127.0.0.1", 1),))
         assert tuple(web_seeds) == (WEB_SEED,)
         assert (directory / NAME).exists()
+        self.in_order.append(in_order)
         if torrent in self.refused:
             raise InvalidInputError("torrent", "libtorrent refuses it")
         made = self.downloads[torrent.decode()] = FakeDownload(directory / NAME, 100)
@@ -198,6 +201,18 @@ def test_what_is_in_the_file_is_shown(bench: Bench) -> None:
     bench.job.leave()
     bench.job.leave()
     assert download.cancelled is True
+
+
+@pytest.mark.parametrize(("plans", "in_order"), [(set(), True), ({"client"}, False)])
+def test_what_is_planned_comes_in_any_order(
+    bench: Bench, plans: set[Hashable], in_order: bool
+) -> None:
+    """Pieces come in order only if nobody planned to have the item later."""
+    bench.torrents.here = [candidate("a")]
+    bench.swarm.setups = {"a": complete}
+    bench.job.plans |= plans
+    assert bench.run().complete
+    assert bench.swarm.in_order == [in_order]
 
 
 def test_no_torrent(bench: Bench) -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty
+from typing import Any, cast
 
 import pytest
 import zstandard
@@ -17,8 +18,11 @@ from narswarm import base32, nar
 from narswarm.candidates import MAKING_RATE
 from narswarm.download import Progress
 from narswarm.errors import NetworkError
-from narswarm.fetchclient import SeederClient, Wanted
+from narswarm.fetchclient import SeederClient, Source, Wanted
+from narswarm.payload import Kind
+from substituter.ahead import GRACE
 from substituter.plan import PlanWriter
+from substituter.race import Standing
 from substituter.seedersource import SeederSource, Wait
 from substituter.session import Session
 from substituter.settings import SubstituterSettings
@@ -130,6 +134,43 @@ def test_another_torrent_in_the_middle_can_be_asked_for(
             read()
         assert str(caught.value).endswith(": another torrent is tried")
     assert made.changed
+
+
+class Coming:
+    """What is fetched, as the test says."""
+
+    def __init__(self, done: int, peers: int, pace: tuple[float, float] | None) -> None:
+        self.source_now: Source | None = Source("aa", Kind.ZSTD, 500)
+        self.done = done
+        self.peers = peers
+        self.pace_now = pace
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        return Progress(self.done, 500, self.peers, 10, 9.0, self.done)
+
+    def pace(self) -> tuple[float, float] | None:
+        """Of everything."""
+        return self.pace_now
+
+
+def test_how_far_it_is_counts_all_that_the_seeder_has() -> None:
+    """Pieces that can't be read yet, and what comes beside it, which shares the line."""
+    client: Any = None
+    made = SeederSource(client, Wanted(b"", 1000, "/gnu/store/a"), PATIENCE, "a", set())
+    one = Standing(last=1.0, rate=5.0, position=20)
+    assert made.standing(one, 10.0) == one
+    made._fetching = coming = cast("Any", Coming(100, 3, (900.0, 2.0)))
+    seen = made.standing(one, 10.0)
+    assert seen == one._replace(position=200, last=10.0, rate=900.0)
+    assert made.standing(one, 13.0) == seen._replace(last=11.0)
+    assert made.standing(one, 90.0) == seen._replace(last=10.0 + GRACE)
+    coming.pace_now = None
+    assert made.standing(one, 14.0) == seen._replace(rate=5.0)
+    coming.peers = 1
+    assert made.standing(one, 14.0).lonely
+    coming.source_now = None
+    assert made.standing(one, 14.0) == one
 
 
 def substitute(world: World, item: Item, destination: Path) -> bytes:

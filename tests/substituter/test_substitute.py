@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -24,8 +24,9 @@ from narswarm.metainfo import Metainfo
 from narswarm.restore import RestoreError
 from narswarm.trackerclient import TrackerIndex
 from substituter import realguix, substitute
-from substituter.contest import Runner
+from substituter.contest import Contest, Runner
 from substituter.nargate import Gate
+from substituter.race import SMALL, Way
 from substituter.session import Session
 from substituter.settings import SubstituterSettings
 from substituter.sources import Patience, SwarmSource
@@ -310,6 +311,43 @@ def test_without_any_guix_a_wrong_copy_is_still_told(
     with Helper(enter(changed=with_tracker(settings, net)), capfd) as helper:
         assert helper(item, tmp_path / "out").startswith("hash-mismatch sha256 ")
         assert "guix: is nowhere" in helper.warnings
+
+
+@pytest.mark.parametrize(
+    ("size", "told", "begun"),
+    [(SMALL + 8, True, Way.SWARM), (SMALL, True, None), (SMALL + 8, False, None)],
+)
+def test_what_the_seeder_fetches_ahead_is_begun(
+    enter: Enter,
+    make_item: Make,
+    site: Site,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    begun: Way | None,
+    *,
+    told: bool,
+) -> None:
+    """Large items that it was told of are on their way, beside others."""
+    empty = len(make_item("e", b"").nar)
+    item = make_item("a", bytes(size - empty))
+    assert len(item.nar) == size
+    seen: list[Way | None] = []
+
+    class Watched(Contest):
+        def __init__(self, *arguments: Any, begun: Way | None = None, **more: Any) -> None:
+            seen.append(begun)
+            super().__init__(*arguments, begun=begun, **more)
+
+    monkeypatch.setattr(substitute, "Contest", Watched)
+    site.offer(item, "zstd")
+    world = enter(site.url)
+    if told:
+        world.context.ahead.add(item.path)
+    with Helper(world, capfd) as helper:
+        assert helper(item, tmp_path / "out") == success(item)
+    assert seen == [begun]
 
 
 def test_an_unknown_item_is_left_to_guix(
