@@ -233,6 +233,7 @@ class Pace:
         self._meter = Meter()
         self._looked = -math.inf
         self._before = 0
+        self._lost = 0
         self.last = -math.inf
         """When the last byte came, as of the last look."""
         self.rate: float | None = None
@@ -248,7 +249,11 @@ class Pace:
         with self._lock:
             if now - self._looked >= _PACE:
                 self._looked = now
-                position = self._position()
+                position = self._position() + self._lost
+                if position < self._before:
+                    # What was let go had come all the same.
+                    self._lost += self._before - position
+                    position = self._before
                 if position != self._before:
                     self._before, self.last = position, now
                 self._meter.add(now, position)

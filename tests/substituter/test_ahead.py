@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -122,3 +123,12 @@ class One:
     def nar(self, runner: Runner) -> AbstractContextManager[Iterator[bytes]]:
         """Nobody asks for it."""
         raise NotImplementedError
+
+
+def test_a_way_never_goes_back() -> None:
+    """What is let go had come all the same; rates below zero would call servers for nothing."""
+    positions = iter([0, 1000, 400, 500])
+    pace = Pace(lambda: next(positions))
+    looks = [pace.look(float(now)) for now in range(4)]
+    assert [last for last, _ in looks] == [-math.inf, 1.0, 1.0, 3.0]
+    assert [rate for _, rate in looks[1:]] == [1000.0, 500.0, 50.0]
