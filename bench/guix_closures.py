@@ -50,7 +50,7 @@ SLOW_DOWN = (
     "qdisc add dev eth0 root handle 1: htb default 10",
     "class add dev eth0 parent 1: classid 1:10 htb rate 10gbit quantum 60000",
     "class add dev eth0 parent 1: classid 1:20 htb rate 8mbit",
-    f"filter add dev eth0 parent 1: protocol ip u32 match ip sport {SEEDER_PORT} 0xffff flowid 1:20",
+    f"filter add dev eth0 parent 1: u32 match ip sport {SEEDER_PORT} 0xffff classid 1:20",
 )
 LIMIT = 1800.0
 
