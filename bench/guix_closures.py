@@ -41,7 +41,7 @@ from tests.e2e.rig.rootfs import cache_directory, rootfs
 from tests.e2e.rig.site import SEEDER_PORT, Fetcher, Site
 
 HERE = Path(__file__).resolve().parent
-CLOSURES = {"small": (200, 50_000_000), "large": (20, 1_000_000_000), "crowd": (20, 100_000_000)}
+CLOSURES = {"small": (200, 50_000_000), "large": (20, 1_000_000_000), "crowd": (20, 300_000_000)}
 WIRES = [Wire(mbit, rtt) for mbit in (20, 200) for rtt in (1, 50)]
 SEEDERS = ("warm", "cold", "empty")
 SLOW = "slow"

@@ -101,6 +101,10 @@ class SwarmSource:
             return 0
         return _progress(self._download).peers + self._swarm.members()
 
+    def _is_crowded(self) -> bool:
+        """Whether others are likely to bring it: nobody waits for it, and a crowd is there."""
+        return self._keep is not None and self._swarm.members() > 0
+
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
         """Fetch, decompressing what has arrived while the rest is on its way."""
@@ -127,7 +131,9 @@ class SwarmSource:
                 stall=lambda progress: (
                     runner.dropped
                     or self._patience.is_over(
-                        progress, time.monotonic() - begin, alone=runner.alone
+                        progress,
+                        time.monotonic() - begin,
+                        alone=runner.alone or self._is_crowded(),
                     )
                 )
             )

@@ -320,6 +320,53 @@ def test_a_swarm_without_peers_stalls_and_leaves_nothing(
             next(nar)
 
 
+class Impatient(Patience):
+    """Gives up at once, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 0.0, 0.0)
+        self.told: list[bool] = []
+
+    def is_over(self, progress: Progress, elapsed: float, *, alone: bool) -> bool:
+        """Give up."""
+        del progress, elapsed
+        self.told.append(alone)
+        return True
+
+
+@pytest.mark.parametrize(
+    ("members", "kept", "patient"), [(0, True, False), (1, True, True), (1, False, False)]
+)
+def test_a_crowd_is_waited_for_by_those_who_have_time(
+    report: Seen,
+    item: Item,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    members: int,
+    *,
+    kept: bool,
+    patient: bool,
+) -> None:
+    """Its members listen before they ask seeds, and bring what is fetched ahead in the end."""
+    found, _ = candidate(item, tmp_path / "seed", Kind.ZSTD)
+    patience = Impatient()
+    with Swarm(SwarmSettings(**LOOPBACK)) as swarm:  # type: ignore[arg-type]
+        monkeypatch.setattr(swarm, "members", lambda: members)
+        source = SwarmSource(
+            swarm,
+            found,
+            len(item.nar),
+            tmp_path,
+            (),
+            patience,
+            "a",
+            keep=(lambda _: None) if kept else None,
+        )
+        with pytest.raises(SwarmStalledError), source.nar(report) as nar:
+            next(nar)
+    assert patience.told == [patient]
+
+
 def test_a_source_that_lost_the_race_leaves(report: Seen, item: Item, tmp_path: Path) -> None:
     """A swarm looks now and then whether its bytes are still wanted."""
     found, _ = candidate(item, tmp_path / "seed", Kind.ZSTD)
