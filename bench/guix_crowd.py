@@ -4,9 +4,9 @@
     python3 bench/guix_crowd.py [--by NAME]... [--rounds N] [--timeline] [CLIENTS]        as root
 
 CLIENTS nodes (8 unless said) start `guix build` of the same closure, 20 items of 300 MB, which
-are 93 MB compressed, at the same moment. Everything comes from one node whose link carries 20 Mbit/s; the clients' own links
-are fast, and one network, on which they find each other without a tracker, too. Every round starts
-cold. They fetch
+are 93 MB compressed, at the same moment. Everything comes from one node whose link carries 20
+Mbit/s; the clients' own links are fast, and one network, on which they find each other without a
+tracker, too. Every round starts cold. They fetch
 
     alone       with the substituter alone, which fetches and uploads while `guix build` runs;
     seeder      with the substituter and a seeder on each node, which fetches for it;
