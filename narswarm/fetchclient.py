@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import contextlib
 import json
+import math
 import os
 import select
 import socket
@@ -351,7 +352,7 @@ class Fetching:
                 pace, quiet = answer.get("pace"), answer.get("quiet")
                 self._pace = None
                 if pace is not None and quiet is not None:
-                    self._pace = float(pace), float(quiet)
+                    self._pace = _amount(pace), _amount(quiet)
                 self._progress = Progress(
                     done=int(answer["done"]),
                     total=length,
@@ -366,6 +367,18 @@ class Fetching:
                 self._contiguous = self._source.length
                 self._complete = True
             self._heard = time.monotonic()
+
+
+def _amount(value: float) -> float:
+    """A number from 0 on.
+
+    Raises:
+        ValueError: it is something else, such as the NaN that JSON in Python has.
+    """
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
 
 
 class _Connection:

@@ -302,6 +302,10 @@ def test_the_rule_for_stalls_ends_it(seeder: FakeSeeder, client: SeederClient) -
     "line",
     [
         {"event": "progress"},
+        progress(0) | {"pace": float("nan"), "quiet": 0.0},
+        progress(0) | {"pace": 1.0, "quiet": -1.0},
+        progress(0) | {"pace": float("inf"), "quiet": 0.0},
+        progress(0) | {"pace": [], "quiet": 0.0},
         {"event": "source", "infohash": "aa", "kind": "nar.zst", "length": 7},
         {"none": 1},
     ],
