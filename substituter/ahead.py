@@ -15,7 +15,7 @@ from typing import Final
 
 from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
-from substituter.contest import NarSource, Runner
+from substituter.lane import NarSource, Runner
 from substituter.race import ASSUMED_RATE, Meter, Standing, Way
 from substituter.spool import SpoolFile
 
@@ -33,7 +33,7 @@ _PACE: Final = 0.2
 
 
 class Ahead:
-    """An item that is fetched ahead: the `contest.Runner` of its source.
+    """An item that is fetched ahead: the `lane.Runner` of its source.
 
     Args:
         narinfo: of the item.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from narswarm.errors import NarswarmError
 from narswarm.narinfo import Narinfo
-from substituter.contest import NarSource
 from substituter.context import Context
+from substituter.lane import NarSource
 from substituter.preference import by_preference
 from substituter.race import Policy, Way
 from substituter.session import Session

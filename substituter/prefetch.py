@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 from narswarm.narinfo import Narinfo
 from substituter.ahead import MOVES, Ahead, AheadSource, Pace
-from substituter.contest import NarSource
+from substituter.lane import NarSource
 from substituter.race import LEAST_RATE, Policy, Way
 from substituter.schedule import (
     FAST,

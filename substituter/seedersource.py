@@ -15,7 +15,7 @@ from narswarm.download import Progress, SwarmStalledError
 from narswarm.errors import NetworkError
 from narswarm.fetchclient import Fetching, SeederClient, Source, SourceChangedError, Wanted
 from substituter.ahead import GRACE
-from substituter.contest import Runner
+from substituter.lane import Runner
 from substituter.race import Standing
 from substituter.sources import THREADS, Patience, swarm_label
 

@@ -14,7 +14,7 @@ from narswarm import compression, narinfo
 from narswarm.errors import NetworkError
 from narswarm.httpclient import HttpClient
 from narswarm.httpwire import split
-from substituter.contest import Runner
+from substituter.lane import Runner
 from substituter.nargate import exactly
 from substituter.resume import Resuming
 

@@ -24,9 +24,10 @@ from narswarm.restore import Deduplicator, RestoreError, delete
 from narswarm.storepath import STORE
 from substituter import protocol, realguix
 from substituter.ahead import Ahead
-from substituter.contest import Contest, Lane, NarSource, NobodyLeftError, Sources
+from substituter.contest import Contest, NobodyLeftError
 from substituter.context import Context
 from substituter.finding import MAX_QUICK, NARINFO_TIMEOUT, Finder
+from substituter.lane import Lane, NarSource, Sources
 from substituter.nargate import Gate, WrongNarError
 from substituter.planner import Planner
 from substituter.race import SMALL, Policy, Way

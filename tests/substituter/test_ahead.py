@@ -13,7 +13,7 @@ import pytest
 from narswarm import narinfo
 from narswarm.narinfo import Narinfo
 from substituter.ahead import Ahead, AheadSource, Pace
-from substituter.contest import Runner
+from substituter.lane import Runner
 from substituter.race import Standing, State, Way
 from substituter.spool import Spool
 from tests.substituter.conftest import Item

@@ -17,7 +17,7 @@ from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
 from substituter import prefetch
 from substituter.ahead import Ahead
-from substituter.contest import NarSource, Runner
+from substituter.lane import NarSource, Runner
 from substituter.prefetch import Prefetcher
 from substituter.race import LEAST_RATE, Policy, Way
 from substituter.schedule import FAST, FAST_AT_ONCE, LARGE, TINY

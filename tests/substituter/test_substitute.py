@@ -24,7 +24,8 @@ from narswarm.metainfo import Metainfo
 from narswarm.restore import RestoreError
 from narswarm.trackerclient import TrackerIndex
 from substituter import realguix, substitute
-from substituter.contest import Contest, Runner
+from substituter.contest import Contest
+from substituter.lane import Runner
 from substituter.nargate import Gate
 from substituter.race import SMALL, Way
 from substituter.session import Session
