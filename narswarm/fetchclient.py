@@ -9,13 +9,9 @@ everything else: whoever reads it checks the NAR.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import json
 import math
 import os
-import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +19,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from narswarm import base32
-from narswarm.control import MAX_ANSWER, NAME, near
+from narswarm.control import NAME
 from narswarm.download import Progress, SwarmStalledError
-from narswarm.errors import BusyError, InvalidInputError, NarswarmError, NetworkError, NotFoundError
+from narswarm.errors import BusyError, NarswarmError, NetworkError, NotFoundError
+from narswarm.fetchwire import Connection
 from narswarm.payload import Kind
 
 SOCKETS: Final = (
@@ -42,8 +39,6 @@ CHUNK = 1 << 20
 
 BATCH = 2000
 """Items of a plan that are sent at a time."""
-
-_MAX_LINE = 64 * 1024
 
 
 class Wanted(NamedTuple):
@@ -92,7 +87,7 @@ class SeederClient:
     def __init__(self, path: Path, *, timeout: float = 2.0) -> None:
         self._path = path
         self._timeout = timeout
-        self._plan: _Connection | None = None
+        self._plan: Connection | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +112,7 @@ class SeederClient:
                 milliseconds.
             BusyError: it doesn't answer.
         """
-        connection = _Connection(self._path, self._timeout)
+        connection = Connection(self._path, self._timeout)
         connection.send({"op": "fetch", **_described(wanted)})
         return Fetching(connection, wanted)
 
@@ -136,7 +131,7 @@ class SeederClient:
             NarswarmError: it refuses.
         """
         if self._plan is None:
-            self._plan = _Connection(self._path, self._timeout)
+            self._plan = Connection(self._path, self._timeout)
         accepted = 0
         try:
             for start in range(0, len(items), BATCH):
@@ -156,7 +151,7 @@ class SeederClient:
             BusyError: it doesn't answer.
             NarswarmError: it refuses.
         """
-        with contextlib.closing(_Connection(self._path, self._timeout)) as connection:
+        with contextlib.closing(Connection(self._path, self._timeout)) as connection:
             connection.ask(
                 {"op": "refuse", "nar_hash": base32.format_hash(nar_hash), "infohash": infohash}
             )
@@ -168,7 +163,7 @@ class Fetching:
     One thread reads; others may ask for `progress` and `source_now`.
     """
 
-    def __init__(self, connection: _Connection, wanted: Wanted) -> None:
+    def __init__(self, connection: Connection, wanted: Wanted) -> None:
         self._connection = connection
         self._name = wanted.store_path.rpartition("/")[2]
         self._source: Source | None = None
@@ -379,104 +374,6 @@ def _amount(value: float) -> float:
     if not 0 <= number < math.inf:
         raise ValueError
     return number
-
-
-class _Connection:
-    """A connection to the seeder."""
-
-    def __init__(self, path: Path, timeout: float) -> None:
-        self._path = path
-        self._timeout = timeout
-        self._buffer = b""
-        self._descriptors: list[int] = []
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(timeout)
-        try:
-            with near(path.parent) as directory:
-                self._socket.connect(str(directory / path.name))
-        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-            self._socket.close()
-            raise NotFoundError(path, "no seeder listens there") from None
-        except PermissionError as error:
-            self._socket.close()
-            raise NotFoundError(path, error.strerror or str(error)) from None
-        except OSError:
-            self._socket.close()
-            raise self._silent() from None
-
-    def close(self) -> None:
-        """Let go of it, and of files that nobody has taken."""
-        self._socket.close()
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
-
-    def send(self, request: dict[str, Any]) -> None:
-        """Ask; the answers are received."""
-        try:
-            self._socket.settimeout(self._timeout)
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
-        except OSError:
-            raise self._silent() from None
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ask for what is answered by one line."""
-        self.send(request)
-        deadline = time.monotonic() + self._timeout
-        while True:
-            answers = self.receive(deadline - time.monotonic())
-            if answers:
-                break
-            if time.monotonic() >= deadline:
-                raise self._silent()
-        answer = answers[0][0]
-        if not answer.get("ok"):
-            subject, _, reason = str(answer.get("error", "")).partition(": ")
-            raise NarswarmError(subject, reason)
-        return answer
-
-    def receive(self, timeout: float) -> list[tuple[dict[str, Any], int | None]]:
-        """The answers that came, each with the file that was passed beside it.
-
-        Raises:
-            BusyError: the seeder is gone.
-            InvalidInputError: it says something else.
-        """
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        if not poll.poll(max(0.0, timeout * 1000)):
-            return []
-        size = array.array("i").itemsize
-        try:
-            data, ancillary, _, _ = self._socket.recvmsg(
-                _MAX_LINE, socket.CMSG_SPACE(16 * size), socket.MSG_CMSG_CLOEXEC
-            )
-        except OSError:
-            data, ancillary = b"", []
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                files = array.array("i")
-                files.frombytes(content[: len(content) - len(content) % size])
-                self._descriptors += files
-        if not data:
-            raise BusyError(self._path, "the seeder has closed the connection")
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if len(self._buffer) > MAX_ANSWER:
-            raise InvalidInputError(self._path, "says a line without end")
-        return [self._parse(line) for line in lines]
-
-    def _parse(self, line: bytes) -> tuple[dict[str, Any], int | None]:
-        try:
-            answer = json.loads(line)
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise InvalidInputError(self._path, "says something that is not a line of JSON")
-        passed = answer.get("event") == "source" and self._descriptors
-        return answer, self._descriptors.pop(0) if passed else None
-
-    def _silent(self) -> BusyError:
-        return BusyError(self._path, "its seeder does not answer")
 
 
 def find(path: str | None = None) -> Path | None:

@@ -20,7 +20,7 @@ from narswarm.narinfo import Narinfo
 from substituter.gatewaysources import Attempt, Finding, known_length
 from substituter.session import Session
 from substituter.settings import SubstituterSettings
-from tests.narswarm.test_fetchclient import DONE, FakeSeeder, progress, source
+from tests.narswarm.fakeseeder import DONE, FakeSeeder, progress, source
 from tests.substituter.conftest import COMPRESS, Item, Net, Site, World, torrent_of
 from tests.substituter.test_seedersource import offered
 from tests.substituter.test_substitute import publish, ranged

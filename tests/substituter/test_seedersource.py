@@ -28,7 +28,7 @@ from substituter.session import Session
 from substituter.settings import SubstituterSettings
 from substituter.sources import Patience
 from substituter.substitute import Substitute
-from tests.narswarm.test_fetchclient import DONE, FakeSeeder, progress, source
+from tests.narswarm.fakeseeder import DONE, FakeSeeder, progress, source
 from tests.substituter.conftest import Item, Site, World
 from tests.substituter.test_sources import Seen
 
