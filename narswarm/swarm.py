@@ -319,7 +319,7 @@ class Swarm:
             handle.connect_peer(peer)
 
     def reannounce(self, infohash: str) -> None:
-        """Tell trackers and the DHT now, however soon after the last announce.
+        """Tell trackers now, however soon after the last announce.
 
         Raises:
             NotFoundError: no such torrent here.
@@ -328,6 +328,14 @@ class Swarm:
         # A tracker that was restarted doesn't remember what interval it asked for.
         flags = lt_compat.library().torrent_handle.ignore_min_interval
         handle.force_reannounce(flags=flags)
+
+    def announce_in_dht(self, infohash: str) -> None:
+        """Tell the DHT now, if this session takes part in it.
+
+        Raises:
+            NotFoundError: no such torrent here.
+        """
+        handle = self._find(infohash).handle
         if self._settings.dht:
             handle.force_dht_announce()
 

@@ -76,7 +76,8 @@ SEED = {
     "connections_limit": 8000,  # beyond it peers are refused, and wait for a minute
     "listen_queue_size": 1000,
     "unchoke_slots_limit": -1,
-    "dht_upload_rate_limit": 500_000,  # of 10,000 torrents; the default delays their announces
+    "dht_announce_interval": 24 * 3600,  # the seeder does it, faster (seeder.dht_announces)
+    "dht_upload_rate_limit": 500_000,  # the default delays announces
     # Multicasts for each torrent; those who look for one multicast too, and a seeder hears them.
     "local_service_announce_interval": 3600,
 }

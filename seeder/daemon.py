@@ -31,6 +31,7 @@ from narswarm.trackerclient import LONGEST_WAIT
 from seeder.aclfile import AclFile
 from seeder.control import listening
 from seeder.desk import Desk
+from seeder.dht_announces import INTERVAL as DHT_INTERVAL
 from seeder.fetching_control import FetchControl, Permissions
 from seeder.operator import OperatorControl
 from seeder.parts import REQUEST_TIMEOUT, Parts
@@ -226,6 +227,8 @@ class Seeder:
                 ("mirror", parts.mirror.run, MIRROR_INTERVAL, 0.0),
                 ("presence", self._ask_trackers, PRESENCE_INTERVAL, PRESENCE_INTERVAL),
             ]
+            if settings.dht and not settings.lan_only:
+                jobs.append(("dht", parts.dht_announcer.run, DHT_INTERVAL, 0.0))
         for name, function, seconds, delay in jobs:
             scheduler.add_job(
                 self._job,

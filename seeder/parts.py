@@ -20,6 +20,7 @@ from narswarm.swarm import Swarm, TorrentStatus
 from narswarm.trackerclient import TrackerIndex
 from seeder.aclfile import AclFile
 from seeder.credentials import publisher_key
+from seeder.dht_announces import DhtAnnouncer
 from seeder.fetching import Fetcher
 from seeder.fetching_adopt import Adopter
 from seeder.fetching_store import FetchStore
@@ -165,6 +166,7 @@ class Parts:
             web_seeds=settings.web_seeds,
         )
         self.reannouncer = Reannouncer(swarm, self._infohashes, stop.wait)
+        self.dht_announcer = DhtAnnouncer(swarm, self._infohashes, time.monotonic)
         self.presences = [
             Presence(taken, indexes, announce=self.reannouncer.announce_all, clock=time.time)
             for taken in (state, self._mirror_table)

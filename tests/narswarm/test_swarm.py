@@ -122,7 +122,7 @@ def test_peers_are_found_in_the_dht_alone(share: Share, swarm: Open, tmp_path: P
         assert other.listen_port
     seeder = swarm(dht=True, dht_nodes=nodes, role="seed")
     wait_until(lambda: seeder.counters()["dht_nodes"] >= 1)
-    seeder.reannounce(seeder.seed(shared.torrent, shared.path, []))
+    seeder.announce_in_dht(seeder.seed(shared.torrent, shared.path, []))
     leecher = swarm(dht=True, dht_nodes=nodes)
     fetched = leecher.fetch(shared.torrent, tmp_path)
     assert b"".join(fetched.chunks(stall=too_long)) == shared.data
