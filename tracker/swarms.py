@@ -1,31 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who is in which swarm, in packed memory that one owner reads and writes.
 
-A peer is a record of 31 bytes (IPv4) or 43 (IPv6) in a sorted array of its swarm, and nothing else:
-no object, no dictionary entry. Sorting makes a peer found in logarithmic time and puts the ports of
-one address side by side, which is how the number of ports that an address may hold is bounded.
-
-Peers are keyed by (address, port), where the address is the one the packet came from: nobody can
-replace or remove another's entry by copying a peer id. Time and randomness are arguments. Nothing
-here locks; the owner does.
+A swarm has an array of records (`tracker.pools`) for each role and address family. Peers are keyed
+by (address, port), where the address is the one the packet came from: nobody can replace or remove
+another's entry by copying a peer id. Time and randomness are arguments. Nothing here locks; the
+owner does.
 
 Sources: BEP 3, 7, 21; a closed tracker asks its index before it comes here.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import NamedTuple
 
+from tracker.pools import COUNTED, PARTIAL, Pool, Pool4, Pool6, tail
 from tracker.wire_http import AnnounceRequest, Counts, Event
 
 _IPV4 = 4
-_PARTIAL = 1
-_COUNTED = 2
-_TAIL = 25
-"""After address and port: 4 bytes of time, 1 of flags, 20 of peer id."""
 
 
 class Limits(NamedTuple):
@@ -78,139 +71,7 @@ class Swept(NamedTuple):
 _NOBODY = Selection(b"", b"")
 
 
-class _Pool(bytearray):
-    """Records of one address family and one role, sorted by (address, port)."""
-
-    __slots__ = ()
-    KEY = 0
-    STRIDE = 0
-
-    @property
-    def size(self) -> int:
-        return len(self) // self.STRIDE
-
-    def _find(self, prefix: bytes) -> int:
-        """Where the first record stands that isn't below the prefix."""
-        stride, size = self.STRIDE, len(prefix)
-        return bisect_left(
-            range(self.size),
-            bytearray(prefix),
-            key=lambda index: self[index * stride : index * stride + size],
-        )
-
-    def index_of(self, key: bytes) -> int:
-        """Where the record of a peer stands, or -1."""
-        index = self._find(key)
-        start = index * self.STRIDE
-        return index if self[start : start + self.KEY] == key else -1
-
-    def flags(self, index: int) -> int:
-        """What is remembered of a peer."""
-        return self[index * self.STRIDE + self.KEY + 4]
-
-    def refresh(self, index: int, tail: bytes) -> None:
-        """Write time, flags and peer id anew."""
-        start = index * self.STRIDE
-        self[start + self.KEY : start + self.STRIDE] = tail
-
-    def record(self, index: int) -> bytes:
-        return bytes(self[index * self.STRIDE : (index + 1) * self.STRIDE])
-
-    def _seen(self, index: int) -> int:
-        start = index * self.STRIDE + self.KEY
-        return int.from_bytes(self[start : start + 4])
-
-    def keys(self) -> set[bytes]:
-        """The addresses with ports."""
-        return {bytes(self[at : at + self.KEY]) for at in range(0, len(self), self.STRIDE)}
-
-    def take(self, key: bytes) -> int | None:
-        """Remove a peer and return its flags, or nothing when it isn't here."""
-        index = self.index_of(key)
-        if index < 0:
-            return None
-        flags = self.flags(index)
-        del self[index * self.STRIDE : (index + 1) * self.STRIDE]
-        return flags
-
-    def add(self, record: bytes) -> None:
-        """Insert a peer that isn't here."""
-        start = self._find(record[: self.KEY]) * self.STRIDE
-        self[start:start] = record
-
-    def make_room(self, network: bytes, allowed: int) -> list[int]:
-        """Drop the longest unheard peers of a network until it has fewer than allowed.
-
-        Returns:
-            The flags of those that were dropped.
-        """
-        first = last = self._find(network)
-        while self[last * self.STRIDE : last * self.STRIDE + len(network)] == network:
-            last += 1
-        dropped = []
-        for _ in range(last - first - allowed + 1):
-            oldest = min(range(first, last), key=self._seen)
-            dropped.append(self.flags(oldest))
-            del self[oldest * self.STRIDE : (oldest + 1) * self.STRIDE]
-            last -= 1
-        return dropped
-
-    def expire(self, before: int, unwanted: Callable[[bytes], bool] | None) -> int:
-        """Drop peers last heard of before a time, and unwanted addresses; return how many."""
-        count = self.size
-        kept = [index for index in range(count) if self._seen(index) >= before]
-        if unwanted is not None:
-            kept = [index for index in kept if not unwanted(self.record(index)[: self.KEY - 2])]
-        if len(kept) != count:
-            self[:] = b"".join([self.record(index) for index in kept])
-        return count - len(kept)
-
-    def partial(self) -> int:
-        """How many of the peers are partial seeds."""
-        return sum(flags & _PARTIAL for flags in self[self.KEY + 4 :: self.STRIDE])
-
-    def choose(self, limit: int, rng: Random, without: int = -1) -> Sequence[int]:
-        """Where at most `limit` different records begin; each has the same chance.
-
-        They are taken at equal distances from a random one on. That is as fair as to draw each
-        by itself, takes a fifth of the time, and a list has few peers of one host, whose
-        records stand side by side.
-
-        Args:
-            limit: how many at most.
-            rng: what chooses.
-            without: a record that isn't chosen.
-        """
-        stride = self.STRIDE
-        size = len(self) // stride - (without >= 0)
-        if size <= limit:
-            chosen: Sequence[int] = range(0, size * stride, stride)
-        else:
-            first = int(rng.random() * size)
-            chosen = [(first + n * size // limit) % size * stride for n in range(limit)]
-        if without < 0:
-            return chosen
-        skipped = without * stride
-        return [offset if offset < skipped else offset + stride for offset in chosen]
-
-    def cut(self, offsets: Sequence[int], start: int, end: int) -> bytes:
-        """The same part of several records, one after the other."""
-        return b"".join([self[offset + start : offset + end] for offset in offsets])
-
-
-class _Pool4(_Pool):
-    __slots__ = ()
-    KEY = 6
-    STRIDE = KEY + _TAIL
-
-
-class _Pool6(_Pool):
-    __slots__ = ()
-    KEY = 18
-    STRIDE = KEY + _TAIL
-
-
-_POOLS = (_Pool4, _Pool6)
+_POOLS = (Pool4, Pool6)
 
 
 def _place(*, seed: bool, six: bool) -> int:
@@ -237,7 +98,7 @@ class _Swarm:
     __slots__ = ("downloaded", "partial", "pools")
 
     def __init__(self) -> None:
-        self.pools: list[_Pool | None] = [None] * 4
+        self.pools: list[Pool | None] = [None] * 4
         self.downloaded = 0
         self.partial = 0
 
@@ -255,12 +116,12 @@ class _Swarm:
 
     def take(self, key: bytes) -> tuple[bool, int] | None:
         """Remove a peer; return whether it was a seed, and its flags."""
-        six = len(key) > _Pool4.KEY
+        six = len(key) > Pool4.KEY
         for seed in (True, False):
             pool = self.pools[_place(seed=seed, six=six)]
             flags = pool.take(key) if pool else None
             if flags is not None:
-                self.partial -= flags & _PARTIAL
+                self.partial -= flags & PARTIAL
                 return seed, flags
         return None
 
@@ -280,9 +141,9 @@ class _Swarm:
             if pool and limit > 0:
                 chosen = pool.choose(limit, rng, without[1] if place == without[0] else -1)
                 limit -= len(chosen)
-                parts[place % 2] += pool.cut(chosen, 0, pool.KEY)
+                parts[place % 2] += pool.addresses(chosen)
                 if with_ids:
-                    parts[2 + place % 2] += pool.cut(chosen, pool.KEY + 5, pool.STRIDE)
+                    parts[2 + place % 2] += pool.ids(chosen)
         return Selection(*parts)
 
     def recount(self) -> None:
@@ -348,7 +209,7 @@ class Swarms:
         if pool and index >= 0:
             # Nearly all announces: one finds the peer, and its record stays where it is.
             known: tuple[bool, int] | None = (seed, pool.flags(index))
-            swarm.partial -= pool.flags(index) & _PARTIAL
+            swarm.partial -= pool.flags(index) & PARTIAL
         else:
             known = swarm.take(key)
             if known is not None:
@@ -359,30 +220,30 @@ class Swarms:
             self._forget(request.info_hash, swarm)
             return Answer(swarm.counts(), _NOBODY)
         was_seed, flags = known or (False, 0)
-        flags &= ~_PARTIAL
+        flags &= ~PARTIAL
         if request.event is Event.PAUSED and not seed:
-            flags |= _PARTIAL
-        if request.event is Event.COMPLETED and not was_seed and not flags & _COUNTED:
-            flags |= _COUNTED
+            flags |= PARTIAL
+        if request.event is Event.COMPLETED and not was_seed and not flags & COUNTED:
+            flags |= COUNTED
             swarm.downloaded += 1
         selection = swarm.choose(
-            _ORDERS[seed or bool(flags & _PARTIAL), six, request.one_family],
+            _ORDERS[seed or bool(flags & PARTIAL), six, request.one_family],
             numwant,
             rng,
             with_ids=not (request.compact or request.no_peer_id),
             without=(place, index),
         )
-        tail = b"%b%c%b" % (now.to_bytes(4), flags, request.peer_id)
+        heard = tail(now, flags, request.peer_id)
         if pool and index >= 0:
-            pool.refresh(index, tail)
-            swarm.partial += flags & _PARTIAL
+            pool.refresh(index, heard)
+            swarm.partial += flags & PARTIAL
         else:
-            self._insert(swarm, place, key + tail)
+            self._insert(swarm, place, key + heard, flags & PARTIAL)
             swarm.tidy()
             self._forget(request.info_hash, swarm)
         return Answer(swarm.counts(), selection)
 
-    def _insert(self, swarm: _Swarm, place: int, record: bytes) -> None:
+    def _insert(self, swarm: _Swarm, place: int, record: bytes, partial: int) -> None:
         pool = swarm.pools[place]
         if pool is None:
             pool = swarm.pools[place] = _POOLS[place % 2]()
@@ -391,10 +252,10 @@ class Swarms:
         if dropped:
             self.peers -= len(dropped)
             self.totals[place] -= len(dropped)
-            swarm.partial -= sum(flags & _PARTIAL for flags in dropped)
+            swarm.partial -= sum(flags & PARTIAL for flags in dropped)
         if self.peers < self._limits.peers and sum(swarm.sizes()) < self._limits.swarm_peers:
             pool.add(record)
-            swarm.partial += record[pool.KEY + 4] & _PARTIAL
+            swarm.partial += partial
             self.peers += 1
             self.totals[place] += 1
 
