@@ -10,7 +10,8 @@ from typing import Any, Final, Protocol
 from narswarm import base32, storepath
 from narswarm.control import Conversation, Operation, Stream
 from narswarm.swarm import TorrentStatus
-from seeder.state import Listed, State
+from seeder.listing import Listed
+from seeder.state import State
 
 BATCH: Final = 500
 """Items in one line of an answer."""
@@ -82,9 +83,9 @@ class OperatorControl:
         """All items, those that are offered first, each with the reason why or why not."""
         statuses = {status.infohash: status for status in self._swarm.status()}
         paused = self.paused
-        for listed in self._state.listing(offered=True):
+        for listed in self._state.listing.items(offered=True):
             yield _offered(listed, statuses.get(listed.infohash), paused=paused)
-        yield from map(_not_offered, self._state.listing(offered=False))
+        yield from map(_not_offered, self._state.listing.items(offered=False))
 
     def some(self, offered: int, others: int) -> list[dict[str, Any]]:
         """Items as `items` gives them, but only some: those of which most was sent are first.
@@ -97,9 +98,9 @@ class OperatorControl:
         paused = self.paused
         found = [
             _offered(listed, statuses.get(listed.infohash), paused=paused)
-            for listed in self._state.most_sent(offered)
+            for listed in self._state.listing.most_sent(offered)
         ]
-        rest = itertools.islice(self._state.listing(offered=False), others)
+        rest = itertools.islice(self._state.listing.items(offered=False), others)
         return [*found, *map(_not_offered, rest)]
 
     def _list(self, _request: Mapping[str, Any], conversation: Conversation) -> None:

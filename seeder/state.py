@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -23,6 +23,7 @@ from seeder import items, totals
 from seeder.database import Database, hold, holder
 from seeder.eviction import Payload
 from seeder.items import OFFERED, ItemTable
+from seeder.listing import Listing
 from seeder.totals import Totals
 
 __all__ = ["DATABASE", "Due", "Nar", "Offer", "Published", "State", "holder"]
@@ -121,39 +122,12 @@ class Published(NamedTuple):
     message: str
 
 
-class Listed(NamedTuple):
-    """An item, for people.
-
-    Attributes:
-        store_path: absolute.
-        nar_hash: SHA-256, 32 bytes.
-        nar_size: bytes.
-        status: "offered", or why it isn't.
-        present: whether there is a payload now.
-        infohash: hex, empty if no payload was ever made.
-        length: bytes of the payload, 0 if none was ever made.
-        uploaded: bytes sent of it.
-        requests: how often it was wanted.
-        others: seeds besides this one, -1 if that isn't known.
-    """
-
-    store_path: str
-    nar_hash: bytes
-    nar_size: int
-    status: str
-    present: bool
-    infohash: str
-    length: int
-    uploaded: int
-    requests: int
-    others: int
-
-
 class State:
     """The state directory of a seeder.
 
     Attributes:
         items: what is known of each item.
+        listing: the same for people.
         totals: what was sent and received.
 
     Args:
@@ -178,6 +152,7 @@ class State:
             schema = _SCHEMA + items.SCHEMA + totals.SCHEMA
             self._db = Database(directory / DATABASE, schema, VERSION, _UPGRADES)
             self.items = ItemTable(self._db, clock)
+            self.listing = Listing(self._db)
             self.totals = Totals(self._db)
             self._used = self._sum()
         except BaseException:
@@ -326,37 +301,6 @@ class State:
                 " used = CASE WHEN ? > 0 THEN ? ELSE used END WHERE nar_hash = ?",
                 [(sent, others, sent, now, nar_hash) for nar_hash, sent, others in amounts],
             )
-
-    def listing(self, *, offered: bool, page: int = 500) -> Iterator[Listed]:
-        """Items that are offered, or those that aren't, in the order of paths."""
-        after = ""
-        while True:
-            rows = self._db.rows(
-                "SELECT items.store_path, nar_hash, items.nar_size, status, coalesce(present, 0),"
-                " coalesce(infohash, ''), coalesce(length, 0), coalesce(uploaded, 0),"
-                " coalesce(requests, 0), coalesce(others, -1)"
-                " FROM items LEFT JOIN nars USING (nar_hash)"
-                " WHERE items.store_path > ? AND (status = ?) = ?"
-                " ORDER BY items.store_path LIMIT ?",
-                (after, OFFERED, offered, page),
-            )
-            if not rows:
-                return
-            for row in rows:
-                yield Listed(*row)._replace(present=bool(row[4]))
-            after = rows[-1][0]
-
-    def most_sent(self, limit: int) -> list[Listed]:
-        """Items that are offered, those first of which most was sent."""
-        rows = self._db.rows(
-            "SELECT items.store_path, nar_hash, items.nar_size, status, coalesce(present, 0),"
-            " coalesce(infohash, ''), coalesce(length, 0), coalesce(uploaded, 0),"
-            " coalesce(requests, 0), coalesce(others, -1)"
-            " FROM items LEFT JOIN nars USING (nar_hash) WHERE status = ?"
-            " ORDER BY coalesce(uploaded, 0) DESC, items.store_path LIMIT ?",
-            (OFFERED, limit),
-        )
-        return [Listed(*row)._replace(present=bool(row[4])) for row in rows]
 
     def payload_list(self) -> list[Payload]:
         """All payloads, with what says how much they are worth."""

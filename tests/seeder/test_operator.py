@@ -14,8 +14,9 @@ from narswarm.control import ControlServer
 from narswarm.errors import NarswarmError, NotFoundError
 from narswarm.swarm import TorrentStatus
 from seeder import control, operator
+from seeder.listing import Listed
 from seeder.operator import OperatorControl
-from seeder.state import Listed, State
+from seeder.state import State
 
 
 def path(number: int) -> str:
@@ -23,12 +24,27 @@ def path(number: int) -> str:
     return f"/gnu/store/{number:032}-item"
 
 
+class Shown:
+    """Items that a test has said."""
+
+    def __init__(self) -> None:
+        self.listed: list[Listed] = []
+
+    def items(self, *, offered: bool) -> Iterator[Listed]:
+        """Those that are offered, or those that aren't."""
+        return iter([item for item in self.listed if (item.status == "offered") is offered])
+
+    def most_sent(self, limit: int) -> list[Listed]:
+        """The first ones."""
+        return list(self.items(offered=True))[:limit]
+
+
 class Kept:
     """A state that has what the test says."""
 
     def __init__(self) -> None:
         self.notes: dict[str, str] = {}
-        self.listed: list[Listed] = []
+        self.listing = Shown()
 
     def note(self, name: str) -> str | None:
         """What was kept."""
@@ -37,14 +53,6 @@ class Kept:
     def set_note(self, name: str, value: str) -> None:
         """Keep it."""
         self.notes[name] = value
-
-    def listing(self, *, offered: bool) -> Iterator[Listed]:
-        """Those that are offered, or those that aren't."""
-        return iter([item for item in self.listed if (item.status == "offered") is offered])
-
-    def most_sent(self, limit: int) -> list[Listed]:
-        """The first ones."""
-        return list(self.listing(offered=True))[:limit]
 
 
 class Bench:
@@ -82,7 +90,7 @@ class Bench:
     def have(self, number: int, status: str = "offered", *, present: bool = True) -> None:
         """Have an item."""
         infohash = f"{number:02x}" * 32
-        self.state.listed.append(
+        self.state.listing.listed.append(
             Listed(path(number), bytes([number]) * 32, 5, status, present, infohash, 3, 500, 1, 2)
         )
 

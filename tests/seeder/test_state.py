@@ -16,7 +16,7 @@ from narswarm.errors import BusyError, InvalidInputError, NotFoundError
 from seeder.eviction import Payload
 from seeder.inventory import Item
 from seeder.items import OFFERED, WITHDRAWN
-from seeder.state import Due, Listed, Nar, Offer, Published, State, holder
+from seeder.state import Due, Nar, Offer, Published, State, holder
 
 NAR = Nar(b"h" * 32, "/gnu/store/x", 100, "x.nar.zst", 7, "ab" * 32, b"torrent", b"narinfo")
 
@@ -283,18 +283,3 @@ def test_the_newest_item_without_a_payload(state: State) -> None:
     assert state.unmade([]) == items[1].nar_hash
     state.items.mark([item.store_path for item in items], WITHDRAWN)
     assert state.unmade([]) is None
-
-
-def test_items_for_people(state: State) -> None:
-    """By pages, with or without a payload: those that are offered, and the others."""
-    items = [Item(n, f"/gnu/store/{n}", bytes([n]) * 32, n) for n in range(5)]
-    state.items.add((item, OFFERED if item.order else WITHDRAWN) for item in items)
-    state.add(NAR._replace(nar_hash=items[1].nar_hash), [], 5)
-    assert list(state.listing(offered=False)) == [
-        Listed("/gnu/store/0", bytes(32), 0, WITHDRAWN, False, "", 0, 0, 0, -1)
-    ]
-    offered = list(state.listing(offered=True, page=2))
-    assert offered[0] == Listed(
-        "/gnu/store/1", b"\1" * 32, 1, OFFERED, True, NAR.infohash, 7, 0, 0, -1
-    )
-    assert [listed.nar_size for listed in offered] == [1, 2, 3, 4]
