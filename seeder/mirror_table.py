@@ -14,9 +14,10 @@ from typing import Final, NamedTuple
 
 from narswarm import base32
 from narswarm.errors import NotFoundError
+from seeder import publications
 from seeder.database import Database
 from seeder.eviction import Payload
-from seeder.state import Due
+from seeder.publications import Due, PublicationTable
 
 VERSION: Final = 1
 DATABASE: Final = "mirror.sqlite"
@@ -24,7 +25,7 @@ DATABASE: Final = "mirror.sqlite"
 FIRST_RETRY: Final = 60.0
 LONGEST_RETRY: Final = 86_400.0
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE files (
     nar_hash BLOB PRIMARY KEY, store_path TEXT NOT NULL, path TEXT NOT NULL, stamp TEXT NOT NULL,
     length INTEGER NOT NULL, infohash TEXT NOT NULL, torrent BLOB NOT NULL, narinfo BLOB NOT NULL,
@@ -32,10 +33,7 @@ CREATE TABLE files (
     others INTEGER NOT NULL
 );
 CREATE INDEX files_path ON files (store_path);
-CREATE TABLE publications (
-    nar_hash BLOB NOT NULL REFERENCES files ON DELETE CASCADE, tracker TEXT NOT NULL,
-    due REAL NOT NULL, published REAL, message TEXT NOT NULL, PRIMARY KEY (nar_hash, tracker)
-) WITHOUT ROWID;
+{publications.schema("files")}
 CREATE TABLE rules (rule TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE failures (
     name TEXT PRIMARY KEY, tries INTEGER NOT NULL, due REAL NOT NULL, message TEXT NOT NULL
@@ -77,7 +75,7 @@ _COLUMNS = "nar_hash, store_path, path, stamp, length, infohash, torrent, narinf
 _OURS = "path NOT LIKE '/%'"
 
 
-class MirrorTable:
+class MirrorTable(PublicationTable):
     """The files that are mirrored.
 
     Args:
@@ -89,7 +87,7 @@ class MirrorTable:
     """
 
     def __init__(self, directory: Path, clock: Callable[[], float]) -> None:
-        self._db = Database(directory / DATABASE, _SCHEMA, VERSION, {})
+        super().__init__(Database(directory / DATABASE, _SCHEMA, VERSION, {}), "files")
         self._clock = clock
 
     def close(self) -> None:
@@ -161,19 +159,7 @@ class MirrorTable:
         )
         return [Payload(*row) for row in rows]
 
-    # Publications, as `seeder.publish` asks for them
-
-    def track(self, trackers: Iterable[str]) -> None:
-        """Have all files published to TRACKERS and to no others."""
-        with self._db.transaction() as db:
-            wanted = list(trackers)
-            marks = ", ".join("?" * len(wanted))
-            db.execute(f"DELETE FROM publications WHERE tracker NOT IN ({marks})", wanted)  # noqa: S608
-            for tracker in wanted:
-                db.execute(
-                    "INSERT OR IGNORE INTO publications SELECT nar_hash, ?, 0, NULL, '' FROM files",
-                    (tracker,),
-                )
+    # Publications
 
     def get(self, nar_hash: bytes) -> Due:
         """What is published of a file.
@@ -186,58 +172,10 @@ class MirrorTable:
             raise NotFoundError(base32.encode(nar_hash), "is not mirrored")
         return Due(found.nar_hash, found.torrent, found.narinfo)
 
-    def due(self, tracker: str, now: float, latest: float, limit: int) -> list[Due]:
-        """What is to be published to a tracker now; see `State.due`."""
-        rows = self._db.rows(
-            "SELECT nar_hash, torrent, narinfo FROM publications JOIN files USING (nar_hash)"
-            " WHERE tracker = ? AND (due <= ? OR due > ?) ORDER BY due LIMIT ?",
-            (tracker, now, latest, limit),
-        )
-        return [Due(*row) for row in rows]
-
-    def published(self, nar_hash: bytes, tracker: str, now: float, due: float) -> None:
-        """Note that a tracker took a file, and when it is to be told again."""
-        self._settle(nar_hash, tracker, due, now, "")
-
-    def refused(self, nar_hash: bytes, tracker: str, due: float, message: str) -> None:
-        """Note that a tracker didn't take a file, why, and when it is to be asked again."""
-        self._settle(nar_hash, tracker, due, None, message)
-
     def sample(self, tracker: str, before: float) -> Mirrored | None:
         """Any file that a tracker took before a time, None if there is none."""
-        columns = ", ".join(f"files.{name}" for name in Mirrored._fields)
-        row = self._db.row(
-            f"SELECT {columns} FROM publications JOIN files USING (nar_hash)"  # noqa: S608
-            " WHERE tracker = ? AND published < ? ORDER BY random() LIMIT 1",
-            (tracker, before),
-        )
-        return None if row is None else Mirrored(*row)
-
-    def republish(self, tracker: str) -> None:
-        """Have a tracker told again at once of what it took."""
-        with self._db.transaction() as db:
-            db.execute(
-                "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NOT NULL",
-                (tracker,),
-            )
-
-    def retry(self, tracker: str) -> None:
-        """Have a tracker told at once of what it didn't take."""
-        with self._db.transaction() as db:
-            db.execute(
-                "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NULL",
-                (tracker,),
-            )
-
-    def _settle(
-        self, nar_hash: bytes, tracker: str, due: float, published: float | None, message: str
-    ) -> None:
-        with self._db.transaction() as db:
-            db.execute(
-                "UPDATE publications SET due = ?, published = ?, message = ?"
-                " WHERE nar_hash = ? AND tracker = ?",
-                (due, published, message, nar_hash, tracker),
-            )
+        nar_hash = self.any_taken(tracker, before)
+        return None if nar_hash is None else self.find(nar_hash)
 
     # Rules that came by command
 

@@ -22,7 +22,7 @@ from typing import Protocol
 from narswarm.errors import NetworkError
 from narswarm.httpsig import PublisherKey
 from narswarm.trackerclient import RefusedError, TrackerIndex
-from seeder.state import Due
+from seeder.publications import Due
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ _FORBIDDEN = frozenset({401, 403})
 
 
 class Publications(Protocol):
-    """What is to be published: a `seeder.state.State`, or a `seeder.mirror_table.MirrorTable`."""
+    """What is to be published: a `seeder.publications.PublicationTable` that has the NARs, too."""
 
     def get(self, nar_hash: bytes) -> Publishable:
         """What is published of a NAR; raises NotFoundError."""

@@ -19,19 +19,20 @@ from typing import NamedTuple, Self
 
 from narswarm import base32
 from narswarm.errors import NotFoundError
-from seeder import items, totals
+from seeder import items, publications, totals
 from seeder.database import Database, hold, holder
 from seeder.eviction import Payload
 from seeder.items import OFFERED, ItemTable
 from seeder.listing import Listing
+from seeder.publications import PublicationTable
 from seeder.totals import Totals
 
-__all__ = ["DATABASE", "Due", "Nar", "Offer", "Published", "State", "holder"]
+__all__ = ["DATABASE", "Nar", "Offer", "State", "holder"]
 
 VERSION = 3
 DATABASE = "state.sqlite"
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE nars (
     nar_hash BLOB PRIMARY KEY, store_path TEXT NOT NULL, nar_size INTEGER NOT NULL,
     payload TEXT NOT NULL, length INTEGER NOT NULL, infohash TEXT NOT NULL,
@@ -39,10 +40,7 @@ CREATE TABLE nars (
     present INTEGER NOT NULL, adopted INTEGER NOT NULL, requests INTEGER NOT NULL,
     uploaded INTEGER NOT NULL, used REAL NOT NULL, others INTEGER NOT NULL
 );
-CREATE TABLE publications (
-    nar_hash BLOB NOT NULL REFERENCES nars ON DELETE CASCADE, tracker TEXT NOT NULL,
-    due REAL NOT NULL, published REAL, message TEXT NOT NULL, PRIMARY KEY (nar_hash, tracker)
-) WITHOUT ROWID;
+{publications.schema("nars")}
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
@@ -98,31 +96,7 @@ class Offer(NamedTuple):
 _OFFER = "nar_hash, store_path, payload, length, infohash"
 
 
-class Due(NamedTuple):
-    """A publication that has to be sent."""
-
-    nar_hash: bytes
-    torrent: bytes
-    narinfo: bytes
-
-
-class Published(NamedTuple):
-    """How publishing to one tracker stands.
-
-    Attributes:
-        tracker: its announce URL.
-        published: NARs that it has taken.
-        pending: NARs with a payload that it hasn't.
-        message: why not, the most recent reason.
-    """
-
-    tracker: str
-    published: int
-    pending: int
-    message: str
-
-
-class State:
+class State(PublicationTable):
     """The state directory of a seeder.
 
     Attributes:
@@ -150,7 +124,9 @@ class State:
             raise NotFoundError(error.filename or directory, error.strerror or str(error)) from None
         try:
             schema = _SCHEMA + items.SCHEMA + totals.SCHEMA
-            self._db = Database(directory / DATABASE, schema, VERSION, _UPGRADES)
+            super().__init__(
+                Database(directory / DATABASE, schema, VERSION, _UPGRADES), "nars", "present"
+            )
             self.items = ItemTable(self._db, clock)
             self.listing = Listing(self._db)
             self.totals = Totals(self._db)
@@ -309,89 +285,12 @@ class State:
         )
         return [Payload(*row) for row in rows]
 
-    # Publications
-
-    def track(self, trackers: Iterable[str]) -> None:
-        """Have all NARs published to TRACKERS and to no others."""
-        with self._db.transaction() as db:
-            wanted = list(trackers)
-            marks = ", ".join("?" * len(wanted))
-            db.execute(f"DELETE FROM publications WHERE tracker NOT IN ({marks})", wanted)  # noqa: S608
-            for tracker in wanted:
-                db.execute(
-                    "INSERT OR IGNORE INTO publications SELECT nar_hash, ?, 0, NULL, '' FROM nars",
-                    (tracker,),
-                )
-
-    def due(self, tracker: str, now: float, latest: float, limit: int) -> list[Due]:
-        """What is to be published to a tracker now, longest due first.
-
-        Args:
-            tracker: its announce URL.
-            now: seconds since the epoch.
-            latest: what is due after it was noted by a clock that was wrong.
-            limit: how many at most.
-        """
-        rows = self._db.rows(
-            "SELECT nar_hash, torrent, narinfo FROM publications JOIN nars USING (nar_hash)"
-            " WHERE tracker = ? AND (due <= ? OR due > ?) AND present ORDER BY due LIMIT ?",
-            (tracker, now, latest, limit),
-        )
-        return [Due(*row) for row in rows]
-
-    def published(self, nar_hash: bytes, tracker: str, now: float, due: float) -> None:
-        """Note that a tracker took a NAR, and when it is to be told again."""
-        self._settle(nar_hash, tracker, due, now, "")
-
-    def refused(self, nar_hash: bytes, tracker: str, due: float, message: str) -> None:
-        """Note that a tracker didn't take a NAR, why, and when it is to be asked again."""
-        self._settle(nar_hash, tracker, due, None, message)
-
-    def _settle(
-        self, nar_hash: bytes, tracker: str, due: float, published: float | None, message: str
-    ) -> None:
-        with self._db.transaction() as db:
-            db.execute(
-                "UPDATE publications SET due = ?, published = ?, message = ?"
-                " WHERE nar_hash = ? AND tracker = ?",
-                (due, published, message, nar_hash, tracker),
-            )
-
     def sample(self, tracker: str, before: float) -> Offer | None:
         """Any NAR with a payload that a tracker took before a time, None if there is none."""
-        row = self._db.row(
-            "SELECT nar_hash, store_path, payload, length, infohash"
-            " FROM publications JOIN nars USING (nar_hash)"
-            " WHERE tracker = ? AND published < ? AND present ORDER BY random() LIMIT 1",
-            (tracker, before),
-        )
+        nar_hash = self.any_taken(tracker, before)
+        query = f"SELECT {_OFFER} FROM nars WHERE nar_hash = ?"  # noqa: S608
+        row = None if nar_hash is None else self._db.row(query, (nar_hash,))
         return None if row is None else Offer(*row)
-
-    def republish(self, tracker: str) -> None:
-        """Have a tracker told again at once of what it took."""
-        with self._db.transaction() as db:
-            db.execute(
-                "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NOT NULL",
-                (tracker,),
-            )
-
-    def retry(self, tracker: str) -> None:
-        """Have a tracker told at once of what it didn't take."""
-        with self._db.transaction() as db:
-            db.execute(
-                "UPDATE publications SET due = 0 WHERE tracker = ? AND published IS NULL",
-                (tracker,),
-            )
-
-    def publications(self) -> list[Published]:
-        """How publishing stands, for each tracker."""
-        rows = self._db.rows(
-            "SELECT tracker, count(published),"
-            " coalesce(sum(present AND published IS NULL), 0),"
-            " coalesce(max(CASE WHEN published IS NULL THEN message END), '')"
-            " FROM publications JOIN nars USING (nar_hash) GROUP BY tracker ORDER BY tracker"
-        )
-        return [Published(*row) for row in rows]
 
     # Notes
 

@@ -12,7 +12,7 @@ from narswarm import base32
 from narswarm.errors import NotFoundError
 from seeder.eviction import Payload
 from seeder.mirror_table import FIRST_RETRY, LONGEST_RETRY, Mirrored, MirrorTable
-from seeder.state import Due
+from seeder.publications import Due
 
 TRACKER = "http://t/announce"
 OTHER = "http://u/announce"
@@ -90,43 +90,17 @@ def test_publications(table: MirrorTable) -> None:
     due = Due(one.nar_hash, b"torrent", b"narinfo")
     assert table.due(TRACKER, 0, 100, 10) == [due]
     assert table.get(one.nar_hash) == due
-    table.published(one.nar_hash, TRACKER, 0, 50)
-    assert table.due(TRACKER, 49, 100, 10) == []
-    assert table.due(TRACKER, 50, 100, 10) == [due]
-    table.refused(one.nar_hash, TRACKER, 200, "no")
-    assert table.due(TRACKER, 50, 199, 10) == [due]  # it was noted by a clock that was wrong
-    assert table.due(TRACKER, 50, 200, 10) == []
+    assert table.sample(TRACKER, 1000) is None
+    table.published(one.nar_hash, TRACKER, 10, 500)
+    assert table.sample(TRACKER, 11) == one
     table.add(two, [TRACKER])
-    table.track([OTHER])
-    assert table.due(TRACKER, 300, 400, 10) == []
-    assert len(table.due(OTHER, 0, 100, 10)) == 2
-    assert len(table.due(OTHER, 0, 100, 1)) == 1
     table.drop(one.nar_hash)
+    table.track([OTHER])
+    assert table.sample(TRACKER, 11) is None
     assert [each.nar_hash for each in table.due(OTHER, 0, 100, 10)] == [two.nar_hash]
     with pytest.raises(NotFoundError) as caught:
         table.get(one.nar_hash)
     assert str(caught.value) == f"{base32.encode(one.nar_hash)}: is not mirrored"
-
-
-def test_what_a_tracker_has(table: MirrorTable) -> None:
-    """It can be asked about something that it took, and told of it again."""
-    one = file(1)
-    table.add(one, [TRACKER, OTHER])
-    assert table.sample(TRACKER, 1000) is None
-    table.published(one.nar_hash, TRACKER, 10, 500)
-    table.refused(one.nar_hash, OTHER, 500, "no")
-    assert table.sample(TRACKER, 10) is None
-    assert table.sample(TRACKER, 11) == one
-    assert table.sample(OTHER, 1000) is None
-    for tracker in (TRACKER, OTHER):
-        table.republish(tracker)
-    assert len(table.due(TRACKER, 20, 1000, 10)) == 1
-    assert table.due(OTHER, 20, 1000, 10) == []
-    table.published(one.nar_hash, TRACKER, 10, 500)
-    for tracker in (TRACKER, OTHER):
-        table.retry(tracker)
-    assert table.due(TRACKER, 20, 1000, 10) == []
-    assert len(table.due(OTHER, 20, 1000, 10)) == 1
 
 
 def test_rules(table: MirrorTable) -> None:

@@ -15,8 +15,9 @@ import pytest
 from narswarm.errors import NetworkError
 from narswarm.httpsig import PublisherKey
 from narswarm.trackerclient import RefusedError, TrackerIndex
+from seeder.publications import Published
 from seeder.publish import MAX_FORBIDDEN, REFUSED_PAUSE, REPEAT, Publisher
-from seeder.state import Nar, Published, State
+from seeder.state import Nar, State
 
 URL = "http://t/announce"
 

@@ -16,7 +16,8 @@ from narswarm.errors import BusyError, InvalidInputError, NotFoundError
 from seeder.eviction import Payload
 from seeder.inventory import Item
 from seeder.items import OFFERED, WITHDRAWN
-from seeder.state import Due, Nar, Offer, Published, State, holder
+from seeder.publications import Due, Published
+from seeder.state import Nar, Offer, State, holder
 
 NAR = Nar(b"h" * 32, "/gnu/store/x", 100, "x.nar.zst", 7, "ab" * 32, b"torrent", b"narinfo")
 
@@ -40,6 +41,16 @@ def test_what_is_kept_survives(tmp_path: Path) -> None:
         assert state.used() == 7
         assert state.note("acl") == "1"
         assert state.note("other") is None
+
+
+def test_what_a_tracker_took_can_be_asked_about(state: State) -> None:
+    """It is something that is seeded."""
+    state.add(NAR, ["t"], 5)
+    assert state.sample("t", 1e9) is None
+    state.published(NAR.nar_hash, "t", 10, 100)
+    assert state.sample("t", 11) == Offer(
+        NAR.nar_hash, NAR.store_path, "x.nar.zst", 7, NAR.infohash
+    )
 
 
 def test_dropping_removes_the_payload(state: State) -> None:
@@ -125,39 +136,6 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         State(tmp_path)
     assert "is not a database of a seeder" in str(caught.value)
     assert holder(tmp_path) is None
-
-
-def test_publications_come_due(state: State) -> None:
-    """Published and refused NARs are due again when it was said."""
-    state.add(NAR, ["t"], 5)
-    assert len(state.due("t", 0, 1e9, 9)) == 1
-    state.published(NAR.nar_hash, "t", 10, 100)
-    assert state.due("t", 99, 1e9, 9) == []
-    assert len(state.due("t", 100, 1e9, 9)) == 1
-    assert state.publications() == [Published("t", 1, 0, "")]
-    state.refused(NAR.nar_hash, "t", 200, "no")
-    assert state.due("t", 199, 1e9, 9) == []
-    assert state.publications() == [Published("t", 0, 1, "no")]
-
-
-def test_what_is_due_longest_comes_first(state: State) -> None:
-    """An item that fails again and again doesn't hold up the others."""
-    other = NAR._replace(nar_hash=b"i" * 32, store_path="/gnu/store/y")
-    state.add(NAR, ["t"], 5)
-    state.add(other, ["t"], 5)
-    state.refused(NAR.nar_hash, "t", 5, "no")
-    assert [due.nar_hash for due in state.due("t", 5, 1e9, 9)] == [other.nar_hash, NAR.nar_hash]
-    assert [due.nar_hash for due in state.due("t", 5, 1e9, 1)] == [other.nar_hash]
-
-
-def test_trackers_may_change(state: State) -> None:
-    """A new tracker gets everything; what was published to the others is remembered."""
-    state.add(NAR, ["old", "kept"], 5)
-    state.published(NAR.nar_hash, "kept", 1, 100)
-    state.track(["kept", "new"])
-    assert state.publications() == [Published("kept", 1, 0, ""), Published("new", 0, 1, "")]
-    state.track([])
-    assert state.publications() == []
 
 
 def test_a_failed_transaction_leaves_nothing(state: State) -> None:
