@@ -154,13 +154,20 @@ class Machine:
         self._process = self._start()
         self.wait()
 
-    def replace(self) -> None:
-        """Lose all that it had, and be a bare machine with the same name and address."""
+    def replace(self, image: Path | None = None) -> None:
+        """Lose all that it had, and be a bare machine with the same name and address.
+
+        Args:
+            image: another root file system.
+        """
         self.run("systemctl", "poweroff", check=False)
         self._process.wait(PATIENCE)
         self._fleet.inside("umount", str(self._directory / "root"))
         for each in ("upper", "work"):
             subprocess.run(["rm", "-rf", self._directory / each], check=True)
+        if image is not None:
+            self._image = image
+            self._fleet.know(self.name, self.address, image)
         self._install()
         self._process = self._start()
         self.wait()
@@ -201,7 +208,8 @@ class Fleet:
             start_new_session=True,
         )
         assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == b"ready\n"
+        with self._holder.stdout as ready:
+            assert ready.readline() == b"ready\n"
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
         self._init = int(children.read_text())
         for words in (
@@ -227,10 +235,14 @@ class Fleet:
     def boot(self, name: str, root: Path) -> Machine:
         """Start a machine; `Machine.wait` waits for it."""
         machine = self.machines[name] = Machine(self, name, self.addresses[name], root)
+        self.know(name, machine.address, root)
+        return machine
+
+    def know(self, name: str, address: str, root: Path) -> None:
+        """Trust a machine's SSH key, which is that of its root file system."""
         key = (root / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
         with (self.directory / "known_hosts").open("a") as known:
-            known.write(f"{machine.address},{name} {key}")
-        return machine
+            known.write(f"{address},{name} {key}")
 
     def copy(self, source: Path, name: str, target: str) -> None:
         """Put a directory of this machine into one of the fleet's, as if it had come with it."""
