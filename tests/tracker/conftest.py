@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,12 @@ from tracker import page, postgres, redis_link
 from tracker.database import Place
 from tracker.index import Index
 from tracker.publication import check
+from tracker.redis_link import Link
+from tracker.redis_swarms import RedisSwarms
+from tracker.swarms import Limits
 
 _SCHEMAS = itertools.count()
+_PREFIXES = itertools.count()
 SERVER = "https://bordeaux.guix.gnu.org"
 
 
@@ -45,6 +50,7 @@ class Item(NamedTuple):
 
 
 MakeItem = Callable[..., Item]
+OpenSwarms = Callable[..., RedisSwarms]
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +119,33 @@ def redis_fixture() -> Iterator[Engine]:
     """A Redis for all tests that don't end it; each has names of its own."""
     with engines.redis_server() as engine:
         yield engine
+
+
+@pytest.fixture(name="redis_url")
+def redis_url_fixture(redis: Engine) -> str:
+    """A Redis, and a prefix that nobody else has."""
+    return f"{redis.url}?prefix=own-{next(_PREFIXES)}"
+
+
+@pytest.fixture(name="raw")
+def raw_fixture(redis: Engine) -> Iterator[Link]:
+    """Redis itself."""
+    with closing(Link(redis.url)) as link:
+        yield link
+
+
+@pytest.fixture(name="open_swarms")
+def open_swarms_fixture(redis_url: str) -> Iterator[OpenSwarms]:
+    """Makes trackers' views of the same swarms, with so many seconds between two sweeps."""
+    with ExitStack() as stack:
+
+        def make(limits: Limits | None = None, *, pause: int = 0) -> RedisSwarms:
+            swarms = RedisSwarms(
+                redis_url, limits or Limits(), keep_downloads=True, sweep_seconds=pause
+            )
+            return stack.enter_context(closing(swarms))
+
+        yield make
 
 
 @pytest.fixture(scope="session", name="postgres")

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from tests.engines import Engine
 from tracker import redis_bulk
 from tracker.holdings import LEASE, Held, Holdings, Update
 from tracker.redis_bulk import RedisBulk
@@ -19,7 +17,6 @@ from tracker.redis_link import Link, parse_url
 
 NOW = 1_700_000_000.0
 KEY, OTHER = b"k" * 32, b"o" * 32
-NAMES = itertools.count()
 A, B = (hashlib.sha256(bytes([number])).digest() for number in range(2))
 
 
@@ -51,32 +48,18 @@ class Tracker:
 Make = Callable[..., Tracker]
 
 
-@pytest.fixture(name="url")
-def url_fixture(redis: Engine) -> str:
-    """A Redis, and a prefix that nobody else has."""
-    return f"{redis.url}?prefix=bulk-{next(NAMES)}"
-
-
 @pytest.fixture(name="make")
-def make_fixture(url: str) -> Iterator[Make]:
+def make_fixture(redis_url: str) -> Iterator[Make]:
     """Makes trackers that share."""
     made: list[Tracker] = []
 
-    def make(url: str = url, items: int = 100) -> Tracker:
-        made.append(Tracker(url, items))
+    def make(items: int = 100) -> Tracker:
+        made.append(Tracker(redis_url, items))
         return made[-1]
 
     yield make
     for tracker in made:
         tracker.shared.close()
-
-
-@pytest.fixture(name="raw")
-def raw_fixture(url: str) -> Iterator[Link]:
-    """Redis itself."""
-    link = Link(parse_url(url)[0])
-    yield link
-    link.close()
 
 
 def test_lists_reach_others(make: Make) -> None:
@@ -164,9 +147,11 @@ def test_marks_reach_others(make: Make) -> None:
     ],
 )
 @pytest.mark.parametrize("data", [b"", b"x", b"12345678" * 3, b"\2" * 8 + b"\1" * 8])
-def test_rubbish(make: Make, raw: Link, url: str, name: bytes, head: bytes, data: bytes) -> None:
+def test_rubbish(
+    make: Make, raw: Link, redis_url: str, name: bytes, head: bytes, data: bytes
+) -> None:
     """Lists that aren't are passed over."""
-    prefix = parse_url(url)[1]
+    prefix = parse_url(redis_url)[1]
     which = redis_bulk._WHICH.pack(1, NOW)
     raw.run([("HSET", f"{prefix}:holders", name, head)])
     raw.run([("SET", f"{prefix}:held:".encode() + name, which + data if data else data)])

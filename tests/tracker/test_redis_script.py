@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -11,22 +10,18 @@ import pytest
 
 from tests import engines
 from tests.engines import Engine
-from tracker.redis_link import Link
+from tests.tracker.announces import HASH, asked
+from tracker.redis_link import Link, parse_url
 from tracker.redis_script import Script
 from tracker.redis_swarms import RedisSwarms
 from tracker.swarms import Limits
-from tracker.swarmstore import Asked, StoreDownError
-from tracker.wire_http import AnnounceRequest
-
-HASH = b"}{" * 10
-NOW = 1_700_000_000
-NAMES = itertools.count()
+from tracker.swarmstore import StoreDownError
 
 
 @pytest.fixture(name="prefix")
-def prefix_fixture() -> str:
+def prefix_fixture(redis_url: str) -> str:
     """A prefix that nobody else has."""
-    return f"script-{next(NAMES)}"
+    return parse_url(redis_url)[1]
 
 
 @pytest.fixture(name="script")
@@ -45,13 +40,12 @@ def test_names(script: Script, prefix: str) -> None:
     )
 
 
-def test_what_one_changes_others_know(redis: Engine, script: Script, prefix: str) -> None:
+def test_what_one_changes_others_know(script: Script, redis_url: str) -> None:
     """It is said with the next commands, even if there are none."""
     assert script.run([]) == []
     assert script.totals() == [0] * 5
-    swarms = RedisSwarms(f"{redis.url}?prefix={prefix}", Limits(), keep_downloads=True)
-    request = AnnounceRequest(HASH, b"p" * 20, 1, 1)
-    swarms.announce_many([Asked(request, bytes([10, 0, 0, host]), 0, NOW) for host in (1, 2)])
+    swarms = RedisSwarms(redis_url, Limits(), keep_downloads=True)
+    swarms.announce_many([asked(host=host) for host in (1, 2)])
     script.run([])
     assert script.totals() == [0] * 5  # nobody has said it yet
     swarms.close()

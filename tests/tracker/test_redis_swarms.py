@@ -4,60 +4,19 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import logging
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests import engines
-from tests.engines import Engine
+from tests.tracker.announces import HASH, NOW, OTHER, asked
+from tests.tracker.conftest import OpenSwarms
 from tracker.redis_link import Link, parse_url
 from tracker.redis_script import BATCH
 from tracker.redis_swarms import RedisSwarms
 from tracker.swarms import Answer, Limits
-from tracker.swarmstore import Asked, StoreDownError, SwarmTotals
-from tracker.wire_http import AnnounceRequest, Counts, Event
-
-HASH = b"}{" * 10
-OTHER = bytes(range(20))
-NOW = 1_700_000_000
-NAMES = itertools.count()
-
-Make = Callable[..., RedisSwarms]
-
-
-@pytest.fixture(name="url")
-def url_fixture(redis: Engine) -> str:
-    """A Redis, and a prefix that nobody else has."""
-    return f"{redis.url}?prefix=own-{next(NAMES)}"
-
-
-@pytest.fixture(name="make")
-def make_fixture(url: str) -> Iterator[Make]:
-    """Makes trackers' views of the same swarms."""
-    made = []
-
-    def make(limits: Limits | None = None, url: str = url, *, sweep: int = 0) -> RedisSwarms:
-        made.append(RedisSwarms(url, limits or Limits(), keep_downloads=True, sweep_seconds=sweep))
-        return made[-1]
-
-    yield make
-    for swarms in made:
-        swarms.close()
-
-
-def asked(
-    port: int = 1,
-    *,
-    left: int = 1,
-    event: Event = Event.NONE,
-    info_hash: bytes = HASH,
-    host: int = 1,
-) -> Asked:
-    """An announce from 10.0.0.<host>."""
-    request = AnnounceRequest(info_hash, b"p" * 20, port, left, event)
-    return Asked(request, bytes([10, 0, 0, host]), 50, NOW)
+from tracker.swarmstore import StoreDownError, SwarmTotals
+from tracker.wire_http import Counts, Event
 
 
 def name(url: str, info_hash: bytes = HASH) -> str:
@@ -66,17 +25,9 @@ def name(url: str, info_hash: bytes = HASH) -> str:
     return f"{parse_url(url)[1]}:{{{tag}}}"
 
 
-@pytest.fixture(name="raw")
-def raw_fixture(url: str) -> Iterator[Link]:
-    """Redis itself."""
-    link = Link(parse_url(url)[0])
-    yield link
-    link.close()
-
-
-def test_trackers_share(make: Make) -> None:
+def test_trackers_share(open_swarms: OpenSwarms) -> None:
     """What one is told the other tells: peers, counts, downloads and totals."""
-    one, other = make(), make()
+    one, other = open_swarms(), open_swarms()
     one.announce(*asked(left=0, event=Event.COMPLETED))
     assert other.announce(*asked(2)) == Answer(
         Counts(1, 1, 1, 1), other.announce(*asked(2)).selection
@@ -89,9 +40,9 @@ def test_trackers_share(make: Make) -> None:
     assert other.take_downloads() == {}
 
 
-def test_many_at_once(make: Make) -> None:
+def test_many_at_once(open_swarms: OpenSwarms) -> None:
     """They are taken in their order, in one go."""
-    swarms = make()
+    swarms = open_swarms()
     answers = swarms.announce_many(
         [asked(port, info_hash=h) for h in (HASH, OTHER) for port in (1, 2)]
     )
@@ -100,15 +51,17 @@ def test_many_at_once(make: Make) -> None:
     assert swarms.announce_many([]) == []
 
 
-def test_keys(make: Make, url: str, raw: Link) -> None:
+def test_keys(open_swarms: OpenSwarms, redis_url: str, raw: Link) -> None:
     """All keys of a swarm have its hash tag, and each goes by itself when nobody comes any more."""
-    swarms = make(Limits(address_ports=2, seed_timeout=1000, leecher_timeout=100))
+    swarms = open_swarms(Limits(address_ports=2, seed_timeout=1000, leecher_timeout=100))
     for port in (1, 2, 3):
         swarms.announce(*asked(port, event=Event.PAUSED))
     swarms.announce(*asked(left=0, event=Event.COMPLETED, host=2))
-    found = raw.ask("KEYS", f"{parse_url(url)[1]}:[{{]*")
+    found = raw.ask("KEYS", f"{parse_url(redis_url)[1]}:[{{]*")
     assert isinstance(found, list)
-    assert sorted(found) == [f"{name(url)}:{each}".encode() for each in ("0", "2", "d", "n2", "p")]
+    assert sorted(found) == [
+        f"{name(redis_url)}:{each}".encode() for each in ("0", "2", "d", "n2", "p")
+    ]
     seconds = {each[-2:]: raw.ask("TTL", each) for each in found if not each.endswith(b"d")}
     assert seconds.keys() == {b":0", b":2", b"n2", b":p"}
     for key, left in seconds.items():
@@ -118,9 +71,9 @@ def test_keys(make: Make, url: str, raw: Link) -> None:
     assert swarms.counts([HASH]) == [Counts(1, 2, 1, 0)]
 
 
-def test_large_swarms(make: Make) -> None:
+def test_large_swarms(open_swarms: OpenSwarms) -> None:
     """Beyond the sizes at which Redis packs and networks are counted, the rules are the same."""
-    swarms = make(Limits(address_ports=40))
+    swarms = open_swarms(Limits(address_ports=40))
     swarms.announce_many([asked(port, host=1) for port in range(1, 31)])
     swarms.announce_many([asked(port, host=host) for port in (1, 2) for host in range(2, 200)])
     swarms.announce_many([asked(port, host=1) for port in range(31, 51)])
@@ -133,9 +86,9 @@ def test_large_swarms(make: Make) -> None:
     assert swarms.totals() == SwarmTotals(0, 0, 0, 0, 0)
 
 
-def test_large_samples(make: Make) -> None:
+def test_large_samples(open_swarms: OpenSwarms) -> None:
     """Of two swarms with more peers than are compared, the larger one counts."""
-    swarms = make()
+    swarms = open_swarms()
     for info_hash in (HASH, OTHER):
         for start in range(0, 1200, 100):
             some = range(start, start + 100 + 10 * (info_hash == HASH))
@@ -146,14 +99,14 @@ def test_large_samples(make: Make) -> None:
     assert (counts.incomplete, len(peers)) == (1210, 5)
 
 
-def test_rubbish(make: Make, url: str, raw: Link) -> None:
+def test_rubbish(open_swarms: OpenSwarms, redis_url: str, raw: Link) -> None:
     """What no tracker wrote is passed over and swept away; other swarms aren't touched by it."""
-    swarms = make()
+    swarms = open_swarms()
     swarms.announce_many([asked(), asked(info_hash=OTHER)])
-    pool = f"{name(url)}:2"
+    pool = f"{name(redis_url)}:2"
     raw.ask("HSET", pool, "short", "x", b"\x0a\0\0\7\0\7", "x", b"\x0a\0\0\1\0\2", b"")
-    raw.ask("HSET", f"{name(url)}:n2", b"\x0a\0\0\1", "odd")
-    raw.ask("SET", f"{name(url)}:d", "many")
+    raw.ask("HSET", f"{name(redis_url)}:n2", b"\x0a\0\0\1", "odd")
+    raw.ask("SET", f"{name(redis_url)}:d", "many")
     answer = swarms.announce(*asked(9, event=Event.COMPLETED))
     assert answer.counts.downloaded == 1
     assert b"short" not in answer.selection.peers4
@@ -169,17 +122,17 @@ def test_rubbish(make: Make, url: str, raw: Link) -> None:
         swarms.announce(*asked(2))
     assert str(caught.value).startswith("Redis: ")
     assert "WRONGTYPE" in str(caught.value)
-    raw.ask("SET", f"{parse_url(url)[1]}:{{nonsense}}:0", "x")
+    raw.ask("SET", f"{parse_url(redis_url)[1]}:{{nonsense}}:0", "x")
     assert swarms.expire(NOW) == 0
 
 
-def test_restored_downloads(make: Make) -> None:
+def test_restored_downloads(open_swarms: OpenSwarms) -> None:
     """The higher number counts, and many are taken at once."""
-    swarms = make()
+    swarms = open_swarms()
     swarms.announce(*asked(event=Event.COMPLETED))
     others = {b"%020d" % number: number for number in range(BATCH + 5)}
     swarms.restore({HASH: 7, OTHER: 1, **others})
-    make().restore({HASH: 3, OTHER: 9})
+    open_swarms().restore({HASH: 3, OTHER: 9})
     assert [each.downloaded for each in swarms.counts([HASH, OTHER, b"%020d" % 203])] == [7, 9, 203]
 
 
