@@ -3,48 +3,27 @@
 
 The other side may be slow, broken or hostile, and guix-daemon waits for the caller. So besides the
 wait for each byte a whole exchange has its deadline, headers and bodies have their limits, and a
-body that ends early is an error. Connections are kept and shared between threads, because a query
-about a closure is thousands of small requests to the same few servers.
-
-`ssl` is loaded with the first `https` connection: a run which needs none doesn't pay for it.
+body that ends early is an error.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from narswarm.errors import NetworkError
+from narswarm.httpconnections import Connections
 from narswarm.httpmessage import Answer
-from narswarm.httpwire import (
-    BLOCK,
-    PORTS,
-    Connection,
-    Deadline,
-    Target,
-    UnreachableError,
-    Wire,
-    dial,
-    reasons,
-    split,
-    tunnel,
-)
-
-if TYPE_CHECKING:
-    import ssl
+from narswarm.httpwire import BLOCK, Connection, Deadline, Target, reasons, split
 
 VERSION: Final = "0.1.0"
 USER_AGENT: Final = f"narswarm/{VERSION}"
 
 MAX_REDIRECTS: Final = 5
-MAX_IDLE_AGE: Final = 50.0
-"""Seconds that an unused connection is kept: servers commonly close it after 60 or more."""
-
 MIN_RATE: Final = 4096
 """Bytes per second which a stream without a deadline has to bring on average."""
 
@@ -112,8 +91,8 @@ class HttpClient:
     Args:
         timeout: seconds that connecting, or the wait for the next bytes, may take.
         total: seconds that a request takes at most, unless it says otherwise.
-        max_idle: number of unused connections to keep, over all servers.
-        environ: where `http_proxy`, `https_proxy` and `no_proxy` are looked up.
+        max_idle: see `Connections`.
+        environ: the same.
         clock: seconds from any start, never going back.
     """
 
@@ -127,19 +106,8 @@ class HttpClient:
     ) -> None:
         self._timeout = timeout
         self._total = total
-        self._max_idle = max_idle
         self._clock = clock
-        self._lock = threading.Lock()
-        self._idle: list[Connection] = []
-        self._tls: ssl.SSLContext | None = None
-        self._proxies = {
-            scheme: environ.get(f"{scheme}_proxy")
-            # Not HTTP_PROXY: in a CGI program a request header would set that.
-            or (environ.get("HTTPS_PROXY") if scheme == "https" else None)
-            for scheme in PORTS
-        }
-        direct = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
-        self._direct = [name.strip().lower().lstrip(".") for name in direct.split(",")]
+        self._connections = Connections(max_idle, environ, clock)
 
     def __enter__(self) -> Self:
         return self
@@ -149,10 +117,7 @@ class HttpClient:
 
     def close(self) -> None:
         """Close the connections that wait for further requests, and keep none from now on."""
-        with self._lock:
-            idle, self._idle, self._max_idle = self._idle, [], 0
-        for connection in idle:
-            connection.close()
+        self._connections.close()
 
     def request(
         self,
@@ -231,12 +196,9 @@ class HttpClient:
         """The answers that come on one connection, maybe none."""
         target = targets[0]
         common = {"User-Agent": USER_AGENT, "Connection": "keep-alive", "Host": target.authority}
-        proxy = self._proxy(target)
-        key = (target.scheme, target.host, target.port, proxy)
-        connection = self._take(key)
+        connection = self._connections.take(target)
         if connection is None:
-            with reasons(target.name, UnreachableError):
-                connection = Connection(key, self._connect(target, proxy, deadline))
+            connection = self._connections.open(target, deadline)
         complete = False
         try:
             requests = [
@@ -259,7 +221,7 @@ class HttpClient:
                 connection.response.close()
                 connection.response = None
             if complete and connection.is_open():
-                self._put(connection)
+                self._connections.put(connection)
             else:
                 connection.close()
 
@@ -324,7 +286,7 @@ class HttpClient:
                 response.close()
                 connection.response = None
                 if stream.complete and keep and connection.is_open():
-                    self._put(connection)
+                    self._connections.put(connection)
                 else:
                     connection.close()
             from urllib.parse import urljoin  # noqa: PLC0415 -- few servers redirect
@@ -345,9 +307,7 @@ class HttpClient:
         keep: bool,
     ) -> tuple[Connection, Answer]:
         """Send a request on a kept or a new connection and read the header of the answer."""
-        proxy = self._proxy(target)
-        key = (target.scheme, target.host, target.port, proxy)
-        kept = self._take(key) if keep else None
+        kept = self._connections.take(target) if keep else None
         if kept is not None:
             try:
                 return kept, kept.send(method, target, headers, body, deadline)
@@ -362,74 +322,12 @@ class HttpClient:
             except BaseException:
                 kept.close()
                 raise
-        with reasons(target.name, UnreachableError):
-            connection = Connection(key, self._connect(target, proxy, deadline))
+        connection = self._connections.open(target, deadline)
         try:
             return connection, connection.send(method, target, headers, body, deadline)
         except BaseException:
             connection.close()
             raise
-
-    def _take(self, key: object) -> Connection | None:
-        """Take the connection that was used last, if it looks alive."""
-        now, stale, found = self._clock(), [], None
-        with self._lock:
-            for connection in [*reversed(self._idle)]:
-                if now - connection.idle_since > MAX_IDLE_AGE:
-                    self._idle.remove(connection)
-                    stale.append(connection)
-                elif connection.key == key:
-                    self._idle.remove(connection)
-                    if connection.is_quiet():
-                        found = connection
-                        break
-                    stale.append(connection)
-        for connection in stale:
-            connection.close()
-        return found
-
-    def _put(self, connection: Connection) -> None:
-        connection.idle_since = self._clock()
-        with self._lock:
-            self._idle.append(connection)
-            surplus = self._idle[: -self._max_idle] if self._max_idle else self._idle[:]
-            del self._idle[: len(surplus)]
-        for unwanted in surplus:
-            unwanted.close()
-
-    def _proxy(self, target: Target) -> Target | None:
-        proxy = self._proxies[target.scheme]
-        host = target.host.lower()
-        if not proxy or any(
-            name and (name in ("*", host) or host.endswith(f".{name}")) for name in self._direct
-        ):
-            return None
-        return split(proxy if "://" in proxy else f"http://{proxy}", credentials=True)
-
-    def _connect(self, target: Target, proxy: Target | None, deadline: Deadline) -> Wire:
-        """Open a connection to the server, or to the proxy and through it."""
-        first = proxy or target
-        wire = Wire(dial(first, deadline), deadline)
-        try:
-            if first.scheme == "https":
-                wire.encrypt(self._context(), first.host)
-            if proxy is not None and target.scheme == "https":
-                tunnel(wire, proxy, target)
-                wire.encrypt(self._context(), target.host)
-        except BaseException:
-            wire.close()
-            raise
-        if proxy is not None and target.scheme == "http":
-            wire.proxy = proxy
-        return wire
-
-    def _context(self) -> ssl.SSLContext:
-        import ssl  # noqa: PLC0415 - many runs need no TLS
-
-        with self._lock:
-            if self._tls is None:
-                self._tls = ssl.create_default_context()
-            return self._tls
 
 
 def _whole(stream: Stream, max_bytes: int) -> Response:

@@ -3,137 +3,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
-import ipaddress
-import itertools
 import re
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from narswarm import httpclient
 from narswarm.errors import NetworkError
 from narswarm.httpclient import HttpClient
+from tests.narswarm.httpservers import GOOD, Clock, Server, answer, running, scripted
 from tests.ports import free_port
-
-Script = Callable[[socket.socket, int], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """A server with one behaviour for each path."""
-
-    protocol_version = "HTTP/1.1"
-    connections: list[object]
-
-    def do_GET(self) -> None:
-        """Answer by the path."""
-        if self.connection not in self.connections:
-            self.connections.append(self.connection)
-        body, status, headers = b"hello", 200, {}
-        if "/echo" in self.path and not self.path.startswith("/redirect/"):
-            body = f"{self.requestline}\n{self.headers}".encode()
-        elif self.path.startswith("/redirect/"):
-            status, headers = 302, {"Location": self.path[10:]}
-        elif self.path.startswith("/loop"):
-            status, headers = 301, {"Location": "loop"}
-        elif self.path == "/missing":
-            status, body = 404, b"no"
-        elif self.path == "/empty":
-            body = b""
-        elif self.path.startswith("/size/"):
-            body = b"x" * int(self.path[6:])
-        if self.path == "/chunked":
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"3\r\nhel\r\n2;ext=1\r\nlo\r\n0\r\nTrailer: x\r\n\r\n")
-            return
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_PUT(self) -> None:
-        """Send back the body."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(201)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Type", self.headers["Content-Type"])
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_CONNECT(self) -> None:
-        """Be a proxy that gives a tunnel."""
-        self.connections.append(self.requestline)
-        self.connections.append(self.headers.get("Proxy-Authorization"))
-        host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host, int(port)), 120) as upstream:
-            self.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            back = threading.Thread(target=pump, args=(upstream, self.connection))
-            back.start()
-            pump(self.connection, upstream)
-            back.join()
-        self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-def pump(source: socket.socket, destination: socket.socket) -> None:
-    """Copy bytes until one side ends."""
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            destination.sendall(data)
-    with contextlib.suppress(OSError):
-        destination.shutdown(socket.SHUT_WR)
-
-
-class Server(ThreadingHTTPServer):
-    """A server that remembers its connections, which handlers see."""
-
-    daemon_threads = True
-
-    def __init__(self, family: int = socket.AF_INET) -> None:
-        self.address_family = socket.AddressFamily(family)
-        self.handler = type("Bound", (Handler,), {"connections": []})
-        super().__init__(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), self.handler)
-
-    def handle_error(self, *_: object) -> None:
-        """A client that goes away is no news."""
-
-    @property
-    def url(self) -> str:
-        """Where the server is."""
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-@contextlib.contextmanager
-def running(server: Server) -> Iterator[Server]:
-    """Serve in a thread."""
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -141,57 +26,6 @@ def server() -> Iterator[Server]:
     """A well-behaved HTTP/1.1 server."""
     with running(Server()) as started:
         yield started
-
-
-@contextlib.contextmanager
-def scripted(script: Script) -> Iterator[str]:
-    """Run a script with each connection, after its request was read; give the server's URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        done = threading.Event()
-
-        def serve() -> None:
-            for number in itertools.count():
-                with contextlib.suppress(OSError):
-                    connection, _ = listener.accept()
-                    with connection:
-                        if done.is_set():
-                            return
-                        request = b""
-                        while b"\r\n\r\n" not in request and (data := connection.recv(4096)):
-                            request += data
-                        script(connection, number)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            done.set()
-            with contextlib.suppress(OSError):
-                socket.create_connection(listener.getsockname(), 1).close()
-            thread.join()
-
-
-def answer(*pieces: bytes) -> Script:
-    """A script that sends the pieces and closes."""
-
-    def script(connection: socket.socket, _number: int) -> None:
-        for piece in pieces:
-            connection.sendall(piece)
-
-    return script
-
-
-class Clock:
-    """A clock that goes one step at each look, so that slow servers need no waiting."""
-
-    def __init__(self, step: float = 0.0) -> None:
-        self.now, self.step = 0.0, step
-
-    def __call__(self) -> float:
-        """Give the time."""
-        self.now += self.step
-        return self.now
 
 
 @pytest.fixture
@@ -260,40 +94,6 @@ def test_threads(server: Server, client: HttpClient) -> None:
         thread.join()
     assert results == [0] * 120
     assert len(server.handler.connections) <= 6  # type: ignore[attr-defined]
-
-
-def test_no_idle_connections(server: Server) -> None:
-    """A client may be told to keep none."""
-    with HttpClient(120, max_idle=0, environ={}) as client:
-        for _ in range(3):
-            client.request("GET", f"{server.url}/a")
-    assert len(server.handler.connections) == 3  # type: ignore[attr-defined]
-
-
-def test_closed_client(server: Server) -> None:
-    """A request that ends after the client was closed leaves no connection behind."""
-    with HttpClient(120, environ={}) as client:
-        with client.stream(f"{server.url}/size/9", keep=True) as stream:
-            client.close()
-            assert b"".join(stream) == b"x" * 9
-        client.request("GET", f"{server.url}/a")
-    assert len(server.handler.connections) == 2  # type: ignore[attr-defined]
-
-
-def test_old_connections_are_not_used(server: Server) -> None:
-    """A connection that was unused for long is closed, since the server may be closing it."""
-    clock = Clock()
-    with HttpClient(120, environ={}, clock=clock) as client:
-        client.request("GET", f"{server.url}/a")
-        clock.now += httpclient.MAX_IDLE_AGE
-        client.request("GET", f"{server.url}/a")
-        assert len(server.handler.connections) == 1  # type: ignore[attr-defined]
-        clock.now += httpclient.MAX_IDLE_AGE + 1
-        client.request("GET", f"{server.url}/a")
-        assert len(server.handler.connections) == 2  # type: ignore[attr-defined]
-
-
-GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def test_stale_connection(client: HttpClient) -> None:
@@ -580,196 +380,6 @@ def test_stream_may_take_long() -> None:
             list(stream)
         over.set()
         assert str(error.value) == f"{url}/: timed out"
-
-
-def test_proxy(server: Server) -> None:
-    """With a proxy for http, whole URLs go to it, with its credentials."""
-    environ = {"http_proxy": f"http://me:a%20b@127.0.0.1:{server.server_port}/"}
-    with HttpClient(120, environ=environ) as client:
-        body = client.request("GET", "http://a.invalid/echo?x").body.decode()
-    assert body.startswith("GET http://a.invalid/echo?x HTTP/1.1\n")
-    assert "Host: a.invalid\n" in body
-    assert "Proxy-Authorization: Basic bWU6YSBi\n" in body
-
-
-@pytest.fixture
-def localhost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name `localhost` is known, also where /etc/hosts is missing."""
-    whole = socket.getaddrinfo
-
-    def known(host: Any, *more: Any, **named: Any) -> Any:
-        return whole("127.0.0.1" if host == "localhost" else host, *more, **named)
-
-    monkeypatch.setattr(socket, "getaddrinfo", known)
-
-
-@pytest.mark.parametrize(
-    ("no_proxy", "host", "direct"),
-    [
-        ("", "127.0.0.1", False),
-        ("127.0.0.1", "127.0.0.1", True),
-        ("*", "127.0.0.1", True),
-        ("a.example, localhost", "localhost", True),
-        ("host", "localhost", False),
-        (".localhost", "localhost", True),
-    ],
-)
-@pytest.mark.usefixtures("localhost")
-def test_no_proxy(server: Server, no_proxy: str, host: str, *, direct: bool) -> None:
-    """Hosts and domains in no_proxy are reached directly."""
-    environ = {"http_proxy": f"127.0.0.1:{server.server_port}", "no_proxy": no_proxy}
-    url = f"http://{host}:{server.server_port}/echo"
-    with HttpClient(120, environ=environ) as client:
-        line = client.request("GET", url).body.partition(b"\n")[0].decode()
-    assert line == f"GET {'/echo' if direct else url} HTTP/1.1"
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of 127.0.0.1 with its key, its own authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "narswarm test")])
-    start = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(start)
-        .not_valid_after(start + dt.timedelta(days=3))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False
-        )
-        .add_extension(
-            x509.KeyUsage(
-                digital_signature=True,
-                key_cert_sign=True,
-                crl_sign=True,
-                content_commitment=False,
-                key_encipherment=False,
-                data_encipherment=False,
-                key_agreement=False,
-                encipher_only=False,
-                decipher_only=False,
-            ),
-            critical=True,
-        )
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return path
-
-
-@pytest.fixture
-def tls_server(certificate: Path) -> Iterator[Server]:
-    """The same server behind TLS."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server = Server()
-    server.socket = context.wrap_socket(
-        server.socket, server_side=True, do_handshake_on_connect=False
-    )
-    with running(server) as started:
-        yield started
-
-
-def test_https(tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's authorities vouch for https servers; connections are kept there, too."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    url = f"https://127.0.0.1:{tls_server.server_port}"
-    with HttpClient(120, environ={}) as client:
-        for _ in range(3):
-            assert client.request("GET", f"{url}/size/200000").body == b"x" * 200000
-        with client.stream(f"{url}/size/300000") as stream:
-            assert sum(map(len, stream)) == 300000
-        assert len(tls_server.handler.connections) == 2  # type: ignore[attr-defined]
-        plain = f"http://127.0.0.1:{tls_server.server_port}/x"
-        with pytest.raises(NetworkError) as error:
-            client.request("GET", f"{url}/redirect/{plain}")
-        assert str(error.value) == f"{url}/redirect/{plain}: redirects from https to http"
-
-
-def test_https_by_redirect(
-    server: Server, tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A redirect may lead from http to https."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    target = f"https://127.0.0.1:{tls_server.server_port}/size/3"
-    with HttpClient(120, environ={}) as client:
-        assert client.request("GET", f"{server.url}/redirect/{target}").url == target
-
-
-def test_unknown_authority(tls_server: Server, client: HttpClient) -> None:
-    """A server whose certificate nobody vouches for is refused."""
-    url = f"https://127.0.0.1:{tls_server.server_port}/"
-    with pytest.raises(NetworkError) as error:
-        client.request("GET", url)
-    assert str(error.value).startswith(f"{url}: self")
-
-
-@pytest.mark.usefixtures("localhost")
-def test_wrong_host(
-    tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch, client: HttpClient
-) -> None:
-    """A certificate for another host is refused."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    url = f"https://localhost:{tls_server.server_port}/"
-    with pytest.raises(NetworkError) as error:
-        client.request("GET", url)
-    assert str(error.value) == (
-        f"{url}: hostname mismatch, certificate is not valid for 'localhost'."
-    )
-
-
-def test_tunnel(
-    server: Server, tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a proxy for https, requests go through a tunnel, which is kept."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    environ = {"HTTPS_PROXY": f"http://me:pw@127.0.0.1:{server.server_port}"}
-    with HttpClient(120, environ=environ) as client:
-        for _ in range(2):
-            url = f"https://127.0.0.1:{tls_server.server_port}/echo"
-            assert client.request("GET", url).body.startswith(b"GET /echo HTTP/1.1\n")
-    assert server.handler.connections == [  # type: ignore[attr-defined]
-        f"CONNECT 127.0.0.1:{tls_server.server_port} HTTP/1.1",
-        "Basic bWU6cHc=",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("reply", "reason"),
-    [
-        (b"HTTP/1.1 403 No\r\n\r\n", "is behind a proxy that answers 403"),
-        (b"nonsense\r\n\r\n", "is behind a proxy that answers nothing"),
-        (b"HTTP/1.1 200 OK\r\n", "is behind a proxy that gives no tunnel"),
-        (b"x" * 20000, "is behind a proxy that gives no tunnel"),
-    ],
-)
-def test_no_tunnel(reply: bytes, reason: str) -> None:
-    """A proxy that gives no tunnel is an error of the server behind it."""
-    with (
-        scripted(answer(reply)) as proxy,
-        HttpClient(120, environ={"https_proxy": proxy}) as client,
-        pytest.raises(NetworkError) as error,
-    ):
-        client.request("GET", "https://a.invalid/x")
-    assert str(error.value) == f"https://a.invalid/x: {reason}"
 
 
 def test_lazy_loading() -> None:
