@@ -13,7 +13,7 @@ venv:
 	@scripts/make-venv $(VENV) $(PYTHON)
 
 demo: venv
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python -m scripts.demo
 
 lint: venv
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import http.server
 import os
-import selectors
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from narswarm import acl, base32, gcrypt, nar, narinfo, sexp
 from narswarm.cli import format_size
@@ -35,6 +34,7 @@ from narswarm.payload import FrameCompressor, file_name
 from narswarm.swarm import Swarm
 from narswarm.swarm_settings import SwarmSettings
 from narswarm.trackerclient import TrackerIndex
+from scripts.guixdaemon import Substituter
 
 BIN = Path(sys.prefix) / "bin"
 DEADLINE = 60.0
@@ -126,7 +126,7 @@ class Demo:
         row = "{:<22} {:>10} {:>12} {:>8}  {}".format
         print(row(*heading))
         restored = refused = 0
-        with Substituter(self._folder, self._tracker) as substituter:
+        with self._substituter() as substituter:
             for item in items:
                 outcome, good = self._substitute(substituter, item)
                 restored += good
@@ -149,6 +149,22 @@ class Demo:
         self._stack.close()
         print(f"\n{restored} restored, {refused} refused as they should be")
         return 0 if restored == len(items) and refused == 2 else 1
+
+    def _substituter(self, url: str = "") -> Substituter:
+        """The substituter, with a substitute server if there is an URL."""
+        environment = quiet_environment(self._folder) | {
+            "_NIX_OPTIONS": f"print-extended-build-trace=1\nsubstitute-urls={url}\n",
+            "NARSWARM_SUBSTITUTER_STATE": str(self._folder / "substituter"),
+            "NARSWARM_SUBSTITUTER_ACL": str(self._folder / "acl"),
+            "NARSWARM_SUBSTITUTER_TRACKERS": f"{self._tracker}/announce",
+            "NARSWARM_SUBSTITUTER_DHT": "false",
+            "NARSWARM_SUBSTITUTER_LSD": "false",
+            "NARSWARM_SUBSTITUTER_LISTEN": "127.0.0.1:0",
+            # There is no guix to hand over to in this demonstration.
+            "NARSWARM_SUBSTITUTER_GUIX": shutil.which("false") or "/bin/false",
+            "NARSWARM_SUBSTITUTER_PATIENCE": "5 s",
+        }
+        return Substituter([str(BIN / "substituter")], environment)
 
     def _substitute(self, substituter: Substituter, item: Item) -> tuple[Outcome, bool]:
         destination = self._store / item.path.rpartition("/")[2]
@@ -233,7 +249,7 @@ class Demo:
         with Swarm(settings) as swarm:
             swarm.seed(torrent, payload, [f"{self._tracker}/announce"])
             self._await_swarms([victim], 1)
-            with Substituter(self._folder, self._tracker) as substituter:
+            with self._substituter() as substituter:
                 outcome, good = self._substitute(substituter, victim)
         gone = not (self._store / victim.path.rpartition("/")[2]).exists()
         return not good and gone and outcome.status.startswith("hash-mismatch sha256 ")
@@ -244,125 +260,11 @@ class Demo:
         item = describe(write(self._folder / "stranger", b"not vouched for\n"), stranger)
         with (
             narinfo_server({item.path[11:43]: item.narinfo}) as url,
-            Substituter(self._folder, self._tracker, url) as substituter,
+            self._substituter(url) as substituter,
         ):
             unavailable = not substituter.available(item.path)
             outcome, good = self._substitute(substituter, item)
         return unavailable and not good and outcome.status == "not-found"
-
-
-class Substituter:
-    """The substituter, spoken to as guix-daemon does: commands on 0, replies on 4.
-
-    Args:
-        folder: of the demo.
-        tracker: its address.
-        url: a substitute server, if any.
-    """
-
-    def __init__(self, folder: Path, tracker: str, url: str = "") -> None:
-        self._environment = quiet_environment(folder) | {
-            "_NIX_OPTIONS": f"print-extended-build-trace=1\nsubstitute-urls={url}\n",
-            "NARSWARM_SUBSTITUTER_STATE": str(folder / "substituter"),
-            "NARSWARM_SUBSTITUTER_ACL": str(folder / "acl"),
-            "NARSWARM_SUBSTITUTER_TRACKERS": f"{tracker}/announce",
-            "NARSWARM_SUBSTITUTER_DHT": "false",
-            "NARSWARM_SUBSTITUTER_LSD": "false",
-            "NARSWARM_SUBSTITUTER_LISTEN": "127.0.0.1:0",
-            # There is no guix to hand over to in this demonstration.
-            "NARSWARM_SUBSTITUTER_GUIX": shutil.which("false") or "/bin/false",
-            "NARSWARM_SUBSTITUTER_PATIENCE": "5 s",
-        }
-
-    def __enter__(self) -> Self:
-        """Start the long-running one, which substitutes."""
-        self._helper = Helper("--substitute", self._environment)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End it."""
-        self._helper.end()
-
-    def available(self, path: str) -> bool:
-        """Whether `--query` offers the item."""
-        query = Helper("--query", self._environment)
-        try:
-            os.write(query.commands, f"info {path} \n".encode())
-            return b"".join(query.read(query.replies)) != b"\n"
-        finally:
-            query.end()
-
-    def substitute(self, path: str, destination: Path) -> tuple[str, int]:
-        """The status line, and the payload bytes that came from peers."""
-        os.write(self._helper.commands, f"substitute {path} {destination}\n".encode())
-        status, shown = self._helper.read(self._helper.replies, self._helper.log)
-        from_peers = 0
-        for line in shown.decode(errors="replace").splitlines():
-            words = line.split()
-            if words[:2] == ["@", "download-succeeded"] and words[3].startswith("bittorrent:"):
-                from_peers = int(words[4])
-        return status.decode().strip(), from_peers
-
-
-class Helper:
-    """A helper process and its pipes.
-
-    Args:
-        mode: `--query` or `--substitute`.
-        environment: all of it.
-
-    Attributes:
-        commands: goes to its descriptor 0.
-        replies: comes from its descriptor 4.
-        log: comes from its descriptors 1 and 2.
-    """
-
-    def __init__(self, mode: str, environment: dict[str, str]) -> None:
-        command_read, self.commands = os.pipe()
-        self.replies, reply_write = os.pipe()
-        self.log, log_write = os.pipe()
-        program = str(BIN / "substituter")
-        self._pid = os.posix_spawn(
-            program,
-            [program, "substitute", mode],
-            environment,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, command_read, 0),
-                (os.POSIX_SPAWN_DUP2, log_write, 1),
-                (os.POSIX_SPAWN_DUP2, log_write, 2),
-                (os.POSIX_SPAWN_DUP2, reply_write, 4),
-            ],
-        )
-        for descriptor in (command_read, reply_write, log_write):
-            os.close(descriptor)
-
-    def read(self, until: int, *others: int) -> list[bytes]:
-        """What comes until something comes on one descriptor, from that and from others."""
-        read = dict.fromkeys((until, *others), b"")
-        with selectors.DefaultSelector() as selector:
-            for descriptor in read:
-                selector.register(descriptor, selectors.EVENT_READ)
-            while not read[until]:
-                if not (events := selector.select(DEADLINE)):
-                    sys.exit("demo: the substituter does not answer")
-                for key, _ in events:
-                    data = os.read(key.fd, 65536)
-                    if not data:
-                        sys.exit(f"demo: the substituter has ended: {b''.join(read.values())!r}")
-                    read[key.fd] += data
-            # What it told the user was written before the status.
-            while others and (events := selector.select(0.05)):
-                for key, _ in events:
-                    read[key.fd] += os.read(key.fd, 65536)
-        return list(read.values())
-
-    def end(self) -> None:
-        """End it as guix-daemon does: by closing its input, and SIGKILL."""
-        os.close(self.commands)
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        os.close(self.replies)
-        os.close(self.log)
 
 
 def describe(sample: Path, key: gcrypt.KeyPair) -> Item:
