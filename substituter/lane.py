@@ -21,8 +21,8 @@ AHEAD: Final = 16 << 20
 """Bytes of NAR that each way may have in memory for the reader."""
 
 
-class Runner(Protocol):
-    """What a source sees of the race."""
+class Shown(Protocol):
+    """Who is told where an item comes from: a `substituter.report.Report`, in the end."""
 
     def source(
         self,
@@ -31,7 +31,11 @@ class Runner(Protocol):
         done: Callable[[], int],
         label: Callable[[], str] | None = None,
     ) -> None:
-        """Take note that somebody was found who has the item; see `Report.source`."""
+        """Take note that this source has the item; see `Report.source`."""
+
+
+class Runner(Shown, Protocol):
+    """What a source sees of the race; it says where the item comes from as soon as it knows."""
 
     @property
     def dropped(self) -> bool:
@@ -64,19 +68,6 @@ class Ahead(Protocol):
 
     def standing(self, one: Standing, now: float) -> Standing:
         """How far it is, from what the lane knows."""
-
-
-class Shown(Protocol):
-    """What the user sees: a `substituter.report.Report`."""
-
-    def source(
-        self,
-        url: str,
-        total: int | None,
-        done: Callable[[], int],
-        label: Callable[[], str] | None = None,
-    ) -> None:
-        """Say where the item comes from now."""
 
 
 Sources = Callable[["Lane"], Iterator[NarSource]]
