@@ -3,21 +3,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from narswarm.settings import load
+from seeder.settings import Settings as SeederSettings
+from substituter.settings import SubstituterSettings
 from tests import needs
+from tracker.settings import Settings as TrackerSettings
 
 ANSIBLE = Path(__file__).resolve().parents[2] / "ansible"
 ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
 SHARED = "narswarm_"
+TABLES = {"tracker": TrackerSettings, "seeder": SeederSettings, "substituter": SubstituterSettings}
 
 
 def _run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -75,3 +83,29 @@ def test_operators_find_each_variable(role: str) -> None:
     text = (ANSIBLE.parent / "docs/operator.md").read_text()
     named = set(re.findall(r"`([a-z_]+)`", text))
     assert sorted(set(options) - named) == []
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_setting_can_be_made(table: str, tmp_path: Path) -> None:
+    """What an inventory says reaches the program, texts of any kind as well; null says nothing."""
+    settings: Any = TABLES[table]()
+    said = {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
+    odd = 'a "b" \\ \u00fc 🐧'
+    changed: dict[str, Any] = (
+        {"title": odd} if table == "tracker" else {"libtorrent": {"user_agent": odd}}
+    )
+    target = tmp_path / "narswarm.toml"
+    variables = {"table": table, "settings": {**said, **changed}, "ansible_managed": "by a test"}
+    variables["ansible_python_interpreter"] = sys.executable
+    template = ANSIBLE / "roles/common/templates/table.toml.j2"
+    arguments = ["-m", "ansible.builtin.template", "-a", f"src={template} dest={target}"]
+    extra = ["-e", json.dumps(variables, default=_plain)]
+    done = _run("ansible", "localhost", "-i", "localhost,", "-c", "local", *arguments, *extra)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: Any = load(TABLES[table], table, file=target, environ={})
+    assert found == dataclasses.replace(settings, **changed)
+
+
+def _plain(value: object) -> object:
+    """What an inventory has in the place of a path or a mapping that can't be changed."""
+    return dict(value) if isinstance(value, Mapping) else str(value)

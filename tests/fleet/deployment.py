@@ -6,7 +6,7 @@ One more machine, which is booted by the test that needs it, becomes a tracker b
 | machine | system | is |
 |---|---|---|
 | t1 | Debian 13 | tracker, with the Redis and PostgreSQL of both |
-| t2 | Debian 12 | tracker |
+| t2 | Debian 12 | tracker, which moves to Ubuntu 24.04 |
 | s1 | Debian sid | seed box with guix-daemon, offers its store, and fetches by the seeder |
 | s2 | Ubuntu 24.04 | seed box without Guix, which offers a directory of NARs |
 | u  | Debian sid | the user's machine: guix-daemon 1.5, no substitute server |
@@ -14,6 +14,7 @@ One more machine, which is booted by the test that needs it, becomes a tracker b
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -38,6 +39,12 @@ TRACKERS = ("https://t1/announce", "https://t2/announce")
 PUBLISH_PORT = 8081
 #: The machine whose keys count, as docs/operator.md calls it: s1.
 _WITH_GUIX = "guix-machine.example.org"
+#: What each tracker's page calls itself: what a settings file may have, and not only letters.
+TITLE = 'Flotte "Süd" \\ 🐧'
+#: Bytes that s2 may use for payloads.
+MAX_DISK = 3 << 30
+#: When s2 sends how much.
+SCHEDULE = ("mon-fri 08:00-18:00 up=100MB/s", "22:00-06:00 up=200MB/s")
 PASSWORD = "fleetpassword"  # noqa: S105  of databases that nobody else reaches
 
 _ADD = """\
@@ -54,6 +61,8 @@ _ADD = """\
 """
 
 _PUBLISH = f"""\
+[Unit]
+PartOf=guix-daemon.service
 [Service]
 Environment=GUILE_AUTO_COMPILE=0
 ExecStart=guix publish --listen=127.0.0.1 --port={PUBLISH_PORT} -C gzip:1
@@ -103,6 +112,7 @@ class Deployment:
             machine.wait()
         deployment._know_machines()
         deployment._give_certificates()
+        deployment._make_key()
         deployment._fill_seed_boxes()
         return deployment
 
@@ -154,6 +164,14 @@ class Deployment:
             self.trust(name)
             if name in CERTIFIED:
                 self.certify(name)
+
+    def _make_key(self) -> None:
+        """The key by which s1 publishes."""
+        file = self.ansible / "publisher.key"
+        _quiet("openssl", "genpkey", "-algorithm", "ed25519", "-out", str(file))
+        command = ["openssl", "pkey", "-in", str(file), "-pubout", "-outform", "DER"]
+        done = subprocess.run(command, check=True, capture_output=True)
+        self.publisher = base64.b64encode(done.stdout[-32:]).decode()
 
     def trust(self, name: str) -> None:
         """Have a machine trust the authority."""
@@ -247,6 +265,9 @@ class Deployment:
                 "swarms": f"redis://:{PASSWORD}@{self['t1'].address}:6379/0",
                 "index": f"postgresql://narswarm:{PASSWORD}@{self['t1'].address}/narswarm",
                 "interval": 60,
+                "title": TITLE,
+                # What is null is as if it weren't there.
+                "contact": None,
                 **self.settings.get("tracker", {}),
             },
         }
@@ -262,12 +283,25 @@ class Deployment:
                     ),
                     "stores": hosts(t1={}),
                     "seeders": hosts(
-                        s1={"seeder_settings": {**lan, "premake": "1 GiB"}, **guix},
-                        s2={"seeder_settings": {**lan, "nars": "/srv/nars"}, **guixless},
+                        s1={
+                            "seeder_settings": {**lan, "premake": "1 GiB"},
+                            "seeder_publisher_key": "{{ playbook_dir }}/publisher.key",
+                            **guix,
+                        },
+                        s2={
+                            "seeder_settings": {
+                                **lan,
+                                "nars": "/srv/nars",
+                                "max_disk": MAX_DISK,
+                                "schedule": list(SCHEDULE),
+                                "libtorrent": {"max_peerlist_size": 500},
+                            },
+                            **guixless,
+                        },
                     ),
                     "substituters": hosts(
-                        u={"substituter_settings": lan, **guix},
-                        s1={"substituter_settings": lan},
+                        u={"substituter_settings": lan, **guix, **self.settings.get("user", {})},
+                        s1={"substituter_settings": lan, "substituter_extension_only": True},
                     ),
                 },
             }
@@ -350,6 +384,26 @@ class Deployment:
         assert self["u"].run(f"cat {item}/name").stdout == f"{name}\n"
         return done.stdout
 
+    def torrent(self, name: str, tracker: str = "t1") -> dict[str, Any]:
+        """What a tracker says of the only torrent of an item."""
+        (torrent,) = json.loads(self["u"].run(self._torrents_of(name, tracker)).stdout)["torrents"]
+        return dict(torrent)
+
+    def announce(self, infohash: str, tracker: str = "t1", *options: str) -> str:
+        """What a tracker answers to the user's machine that announces itself as a leecher."""
+        quoted = "".join(f"%{byte:02x}" for byte in bytes.fromhex(infohash))
+        query = f"info_hash={quoted}&peer_id=-XX0000-abcdefghijkl&port=7777&left=1"
+        command = f"curl -sSf {shlex.join(options)} 'https://{tracker}/announce?{query}'"
+        return self["u"].run(f"{command} | tr -cd '[:print:]'").stdout
+
+    def _torrents_of(self, name: str, tracker: str) -> str:
+        hash_part = self.items[name].removeprefix("/gnu/store/")[:32]
+        url = f"https://{tracker}"
+        return (
+            f"curl -sSf {url}/{hash_part}.narinfo | sed -n 's/^NarHash: sha256://p' |"
+            f" xargs -I@ curl -sSf {url}/v1/nar/@"
+        )
+
     def udp_answer(self, tracker: str) -> tuple[int, int]:
         """What a tracker says to the user's machine that connects over UDP as transaction 7.
 
@@ -368,12 +422,7 @@ class Deployment:
     def wait_seeded(self, *names: str, tracker: str = "t1", seeders: int = 1) -> None:
         """Wait until a tracker lists items with so many seeders each."""
         for name in names:
-            hash_part = self.items[name].removeprefix("/gnu/store/")[:32]
-            url = f"https://{tracker}"
-            query = (
-                f"curl -sSf {url}/{hash_part}.narinfo | sed -n 's/^NarHash: sha256://p' |"
-                f" xargs -I@ curl -sSf {url}/v1/nar/@"
-            )
+            query = self._torrents_of(name, tracker)
 
             def seeded(query: str = query) -> bool:
                 done = self["u"].run(query, check=False)

@@ -52,7 +52,7 @@ ROOTS: Mapping[str, Image] = {
     # No wheels of libtorrent and zstandard are made for the latest Python; Debian has them.
     "guix": Image("sid", f"{_SYSTEM} guix guile-zstd uidmap zstd lzip gzip {_LIBRARIES}"),
     # Each Ubuntu has apt, but it isn't among what its archive calls required.
-    "noble": Image("noble", f"{_SYSTEM} apt", ubuntu=True),
+    "noble": Image("noble", f"{_SYSTEM} apt nginx", ubuntu=True),
     # What hosters give: a system that is reached by SSH, and an archive that it gets the rest from.
     "bare": Image(
         "trixie",

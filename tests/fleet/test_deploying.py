@@ -6,21 +6,25 @@ The tests run in their order, on one fleet: each leaves it serving.
 
 from __future__ import annotations
 
-import json
+import html
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests.e2e.rig.nodes import wait_for
-from tests.fleet import wheels
+from tests.e2e.rig.rootfs import cache_directory
+from tests.fleet import roots, wheels
 from tests.fleet.conftest import Deployed
+from tests.fleet.deployment import MAX_DISK, SCHEDULE, TITLE
 
 pytestmark = pytest.mark.fleet
 
 TRACKERS = ("t1", "t2")
 BOXES = ("s1", "s2")
+LAUNCHER = "/usr/local/lib/narswarm/bin/guix"
 #: Seconds between two fetches of an item that is fetched again and again.
 PAUSE = 2.0
 SERVICES = {
@@ -81,6 +85,35 @@ def test_a_seed_box_fetches_by_its_seeder(deployed: Deployed) -> None:
     assert fleet.status("s1")["downloaded"] > 400_000
 
 
+def test_guix_daemon_starts_the_substituter(deployed: Deployed) -> None:
+    """By a launcher, or by Guix's extension alone where the operator wants that."""
+    user, box = _daemons_environment(deployed, "u"), _daemons_environment(deployed, "s1")
+    extension = "GUIX_EXTENSIONS_PATH=/usr/local/lib/narswarm/guix/extensions"
+    program = "NARSWARM_SUBSTITUTER=/opt/narswarm/current/bin/substituter"
+    assert {f"GUIX={LAUNCHER}", extension, program} <= user
+    assert {extension, program} <= box
+    assert f"GUIX={LAUNCHER}" not in box
+    shown = deployed.fleet["u"].run("substituter doctor").stdout
+    assert f"runs {LAUNCHER} by GUIX" in shown
+
+
+def test_settings_of_the_inventory_reach_the_programs(deployed: Deployed) -> None:
+    """Whatever a program can be told, and a key that only systemd reads."""
+    fleet = deployed.fleet
+    for tracker in TRACKERS:
+        page = fleet["u"].run(f"curl -sSf https://{tracker}/").stdout
+        assert html.escape(TITLE) in page.replace("&#34;", "&quot;")
+    assert fleet.status("s2")["max_disk"] == MAX_DISK
+    file = fleet["s2"].run("cat /etc/narswarm/narswarm.toml").stdout
+    table = tomllib.loads(file)["seeder"]
+    assert table["schedule"] == list(SCHEDULE)
+    assert table["libtorrent"] == {"max_peerlist_size": 500}
+    assert fleet.status("s1")["publisher"] == fleet.publisher
+    key = "/etc/credstore/narswarm.publisher.key"
+    assert fleet["s1"].run(f"stat -c %U:%a {key}").stdout == "root:600\n"
+    assert fleet["s1"].run("ls /var/lib/narswarm/seeder/publisher.key", check=False).returncode
+
+
 def test_services_are_confined(deployed: Deployed) -> None:
     """They run as user narswarm without capabilities, and write to their own directory alone."""
     for name, service in SERVICES.items():
@@ -126,17 +159,10 @@ def test_only_what_is_served_is_open(deployed: Deployed) -> None:
 def test_trackers_know_where_peers_really_are(deployed: Deployed) -> None:
     """Behind nginx a peer has its own address, and not one that it claims."""
     fleet = deployed.fleet
-    hash_part = fleet.items["first"].removeprefix("/gnu/store/")[:32]
-    ask = (
-        f"curl -sSf https://t1/{hash_part}.narinfo | sed -n 's/^NarHash: sha256://p' |"
-        " xargs -I@ curl -sSf https://t1/v1/nar/@"
-    )
-    (torrent,) = json.loads(fleet["u"].run(ask).stdout)["torrents"]
-    infohash = "".join(f"%{byte:02x}" for byte in bytes.fromhex(torrent["infohash_v1"]))
-    announce = f"info_hash={infohash}&peer_id=-XX0000-abcdefghijkl&port=7777&left=1"
-    lie = f"curl -sSf -H 'X-Forwarded-For: 192.0.2.1' 'https://t1/announce?{announce}'"
-    assert fleet["u"].run(f"{lie} | grep -ac failure", check=False).stdout == "0\n"
-    (torrent,) = json.loads(fleet["u"].run(ask).stdout)["torrents"]
+    infohash = fleet.torrent("first")["infohash_v1"]
+    answer = fleet.announce(infohash, "t1", "-H", "X-Forwarded-For: 192.0.2.1")
+    assert "failure" not in answer
+    torrent = fleet.torrent("first")
     addresses = {peer.rpartition(":")[0] for peer in torrent["peers"]}
     assert addresses == {fleet["s1"].address, fleet["u"].address}
 
@@ -241,6 +267,52 @@ def test_backup_and_restore(deployed: Deployed) -> None:
     tracker.run(f"curl -sSf https://t1/{hash_part}.narinfo")
     fleet.wait_seeded("restored")
     assert "bittorrent://" in fleet.build("restored")
+
+
+def test_the_substituter_is_taken_away(deployed: Deployed) -> None:
+    """guix-daemon is what it was before, until the operator wants it otherwise."""
+    fleet = deployed.fleet
+    fleet.settings["user"] = {"substituter_enabled": False}
+
+    def play(*arguments: str) -> int:
+        recap = fleet.play(deployed.wheel, "--limit", "u", *arguments)
+        assert recap.code == 0
+        return recap.changed["u"]
+
+    assert play("--check") == 1
+    assert f"GUIX={LAUNCHER}" in _daemons_environment(deployed, "u")
+    assert play() == 1
+    assert not [line for line in _daemons_environment(deployed, "u") if "narswarm" in line]
+    left = "ls -A /usr/local/lib /etc/systemd/system/guix-daemon.service.d"
+    assert "narswarm" not in fleet["u"].run(left).stdout
+    assert play("--check") == 0
+    fleet.settings.clear()
+    assert play() == 1
+    assert f"GUIX={LAUNCHER}" in _daemons_environment(deployed, "u")
+    assert "bittorrent://" in fleet.build("first")
+
+
+def test_a_tracker_moves_to_ubuntu(deployed: Deployed) -> None:
+    """A bare machine with another system takes a tracker's place, while the other one serves."""
+    fleet = deployed.fleet
+    fleet["t2"].replace(roots.root(cache_directory() / "fleet", "noble"))
+    fleet.trust("t2")
+    fleet.certify("t2")
+    recap = fleet.play(deployed.wheel, "--limit", "t2")
+    assert recap.code == 0
+    assert "VERSION_CODENAME=noble" in fleet["t2"].run("cat /etc/os-release").stdout
+    fleet.wait_seeded("first", "box2", tracker="t2")
+    assert fleet.udp_answer("t2") == (0, 7)
+    again = fleet.play(deployed.wheel, "--limit", "t2")
+    assert (again.code, again.changed) == (0, {"t2": 0})
+
+
+def _daemons_environment(deployed: Deployed, name: str) -> set[str]:
+    """Variables that guix-daemon was started with, and their values."""
+    command = (
+        "tr '\\0' '\\n' </proc/$(systemctl show --property=MainPID --value guix-daemon)/environ"
+    )
+    return set(deployed.fleet[name].run(command).stdout.splitlines())
 
 
 def _show(deployed: Deployed, name: str, *properties: str) -> dict[str, str]:
