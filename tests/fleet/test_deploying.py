@@ -176,6 +176,29 @@ def test_a_second_run_changes_nothing(deployed: Deployed) -> None:
     assert {name: _started(deployed, name) for name in SERVICES} == before
 
 
+def test_the_substituter_is_taken_away(deployed: Deployed) -> None:
+    """guix-daemon is what it was before, until the operator wants it otherwise."""
+    fleet = deployed.fleet
+    fleet.settings["user"] = {"substituter_enabled": False}
+
+    def play(*arguments: str) -> int:
+        recap = fleet.play(deployed.wheel, "--limit", "u", *arguments)
+        assert recap.code == 0
+        return recap.changed["u"]
+
+    assert play("--check") == 1
+    assert f"GUIX={LAUNCHER}" in _daemons_environment(deployed, "u")
+    assert play() == 1
+    assert not [line for line in _daemons_environment(deployed, "u") if "narswarm" in line]
+    left = "ls -A /usr/local/lib /etc/systemd/system/guix-daemon.service.d"
+    assert "narswarm" not in fleet["u"].run(left).stdout
+    assert play("--check") == 0
+    fleet.settings.clear()
+    assert play() == 1
+    assert f"GUIX={LAUNCHER}" in _daemons_environment(deployed, "u")
+    assert "bittorrent://" in fleet.build("first")
+
+
 def test_upgrade_while_the_swarm_goes_on(deployed: Deployed) -> None:
     """Check mode tells of it and does nothing; then it is done, and no fetch fails meanwhile."""
     fleet = deployed.fleet
@@ -267,29 +290,6 @@ def test_backup_and_restore(deployed: Deployed) -> None:
     tracker.run(f"curl -sSf https://t1/{hash_part}.narinfo")
     fleet.wait_seeded("restored")
     assert "bittorrent://" in fleet.build("restored")
-
-
-def test_the_substituter_is_taken_away(deployed: Deployed) -> None:
-    """guix-daemon is what it was before, until the operator wants it otherwise."""
-    fleet = deployed.fleet
-    fleet.settings["user"] = {"substituter_enabled": False}
-
-    def play(*arguments: str) -> int:
-        recap = fleet.play(deployed.wheel, "--limit", "u", *arguments)
-        assert recap.code == 0
-        return recap.changed["u"]
-
-    assert play("--check") == 1
-    assert f"GUIX={LAUNCHER}" in _daemons_environment(deployed, "u")
-    assert play() == 1
-    assert not [line for line in _daemons_environment(deployed, "u") if "narswarm" in line]
-    left = "ls -A /usr/local/lib /etc/systemd/system/guix-daemon.service.d"
-    assert "narswarm" not in fleet["u"].run(left).stdout
-    assert play("--check") == 0
-    fleet.settings.clear()
-    assert play() == 1
-    assert f"GUIX={LAUNCHER}" in _daemons_environment(deployed, "u")
-    assert "bittorrent://" in fleet.build("first")
 
 
 def test_a_tracker_moves_to_ubuntu(deployed: Deployed) -> None:

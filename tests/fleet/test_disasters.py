@@ -88,36 +88,46 @@ def test_a_machine_restarts(fleet: Deployment) -> None:
 
 
 @contextmanager
-def _small_disk(box: Machine) -> Iterator[None]:
-    """A disk of 8 MiB for the seeder's state and apt's archives, full of the latter."""
-    mounts = {"state": STATE, "archives": "/var/cache/apt/archives"}
+def _small_disk(machine: Machine, size: str, path: str, services: str) -> Iterator[None]:
+    """A disk for what services keep in a directory, and for apt's archives, full of the latter.
+
+    Args:
+        machine: which gets it.
+        size: of the disk.
+        path: the directory.
+        services: which are stopped while their files are moved.
+    """
+    # What postgresql.service stands for stops beside it.
+    stop = f"systemctl stop {services} 'postgresql@*'"
+    archives = "/var/cache/apt/archives"
     mount = [
-        "systemctl stop narswarm-seeder",
+        stop,
         "mkdir -p /root/disk",
-        "mount -t tmpfs -o size=8m,mode=755 tmpfs /root/disk",
+        f"mount -t tmpfs -o size={size},mode=755 tmpfs /root/disk",
+        *(
+            f"cp -a {each} /root/disk && mount --bind /root/disk/$(basename {each}) {each}"
+            for each in (path, archives)
+        ),
+        f"systemctl start {services}",
     ]
-    for name, path in mounts.items():
-        mount += [f"cp -a {path} /root/disk/{name}", f"mount --bind /root/disk/{name} {path}"]
-    mount += ["systemctl start narswarm-seeder"]
-    box.run(" && ".join(mount))
-    box.run("dd if=/dev/zero of=/root/disk/archives/old_1_all.deb bs=64k", check=False)
+    machine.run(" && ".join(mount))
+    machine.run(f"dd if=/dev/zero of={archives}/old_1_all.deb bs=64k", check=False)
     try:
         yield
     finally:
-        state = mounts["state"]
-        box.run(
-            f"systemctl stop narswarm-seeder && umount {' '.join(mounts.values())} &&"
-            f" cp -a /root/disk/state/. {state}/ && umount /root/disk &&"
-            " systemctl start narswarm-seeder"
+        machine.run(
+            f"{stop} && umount {path} {archives} &&"
+            f" find {path} -mindepth 1 -delete && cp -aT /root/disk/$(basename {path}) {path} &&"
+            f" umount /root/disk && systemctl start {services}"
         )
 
 
 def test_a_disk_is_full(fleet: Deployment) -> None:
     """A box goes on seeding, and makes what it couldn't make once there is room."""
     box = fleet["s2"]
-    look, tidy, restart = guide.blocks(DISASTERS, "A disk is full")
+    look, tidy, restart, *_ = guide.blocks(DISASTERS, "A disk is full")
     before = fleet.status("s2")["items"]
-    with _small_disk(box):
+    with _small_disk(box, "8m", STATE, "narswarm-seeder"):
         fleet.offer("s2", "full")
         wait_for("the seeder to say so", lambda: "disk is full" in box.run("seeder status").stdout)
         assert " 100% " in _follow(fleet, look)
@@ -129,6 +139,40 @@ def test_a_disk_is_full(fleet: Deployment) -> None:
         fleet.wait_seeded("full", seeders=2)
     _follow_until_well(fleet, restart)
     assert "bittorrent://" in fleet.build("full")
+
+
+def test_a_trackers_disk_is_full(fleet: Deployment) -> None:
+    """Announces go on without the index, and what couldn't be published is once there is room."""
+    tracker = fleet["t1"]
+    *_, tidy, restart = guide.blocks(DISASTERS, "A disk is full")
+    infohash = fleet.torrent("first")["infohash_v1"]
+    # PostgreSQL's log is written in files of 16 MiB; some that are there already come first.
+    log = "runuser -u postgres -- psql narswarm -c 'SELECT pg_switch_wal()' -c"
+    log += " \"SELECT pg_create_restore_point('full')\""
+
+    def ended() -> bool:
+        tracker.run(log, check=False)
+        return tracker.run("systemctl is-failed 'postgresql@*'", check=False).returncode == 0
+
+    def pending() -> set[int]:
+        return {each["pending"] for each in fleet.status("s2")["trackers"]}
+
+    wait_for("s2 to have published", lambda: pending() == {0})
+    with _small_disk(tracker, "200m", "/var/lib/postgresql", "narswarm-tracker postgresql"):
+        wait_for("PostgreSQL to end", ended)
+        fleet.offer("s2", "reboot")
+        wait_for("s2 to have something to publish", lambda: pending() == {1})
+        for each in ("t1", "t2"):
+            answer = fleet.announce(infohash, each)
+            assert "5:peers" in answer
+            assert "failure" not in answer
+        assert "bittorrent://" in fleet.build("first")
+        _follow(fleet, tidy)
+        _follow_until_well(fleet, restart)
+        wait_for("s2 to have published", lambda: pending() == {0})
+        fleet.wait_seeded("reboot", seeders=2)
+    _follow_until_well(fleet, restart)
+    fleet.wait_seeded("reboot", tracker="t2", seeders=2)
 
 
 def test_a_publishers_key_is_stolen(fleet: Deployment) -> None:
@@ -228,7 +272,7 @@ def test_the_guide_has_nothing_but_what_is_followed() -> None:
     titles = re.findall(r"(?m)^## (.*)$", DISASTERS.read_text())
     assert {title: len(guide.blocks(DISASTERS, title)) for title in titles} == {
         "A machine restarts": 2,
-        "A disk is full": 3,
+        "A disk is full": 5,
         "A publisher's key is lost or stolen": 4,
         "A substitute server's signing key changes": 2,
         "A tracker is lost": 3,
