@@ -28,8 +28,8 @@ class Wire(NamedTuple):
 
     @property
     def queue(self) -> int:
-        """Bytes that wait before some are dropped: a round trip's worth, and at least 64 KiB."""
-        return max(int(self.mbit * 1e6 / 8 * max(self.rtt, 20) / 1000), 65536)
+        """Bytes that wait before some are dropped: those of 100 ms, as routers have at least."""
+        return int(self.mbit * 1e6 / 8 * max(self.rtt, 100) / 1000)
 
 
 def port_of(node: Node) -> str:

@@ -390,10 +390,10 @@ class Swarm:
 
     def _on_look(self, download: Download, progress: Progress) -> None:
         """What `Download.look` tells the session."""
-        events = self._events
+        session, events = self._session, self._events
         torrent = events.torrents.get(download.infohash) if events is not None else None
-        if torrent is not None and torrent.handle is not None:
-            self._listeners.look(torrent.handle, download, progress)
+        if session is not None and torrent is not None and torrent.handle is not None:
+            self._listeners.look(session, torrent.handle, download, progress)
 
     # What users see
 

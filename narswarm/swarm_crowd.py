@@ -29,6 +29,12 @@ AT_MOST: Final = 3.0
 SILENCE: Final = 1.5
 """Seconds of silence after which seeds are asked as well when something has come."""
 
+STALLED: Final = 2.0
+"""Seconds of silence after which connections to seeds are taken to be stuck."""
+
+RECALL: Final = 4.0
+"""Seconds that a connection to a seed gets to bring something."""
+
 MIN_RATE: Final = 96 << 10
 """Bytes a second that members have to bring, or seeds are asked as well."""
 
@@ -81,9 +87,11 @@ class Listening:
         now: seconds.
         members: how many there are.
         random: tells members apart.
+        received: bytes that came before.
     """
 
-    def __init__(self, now: float, members: int, random: Random) -> None:
+    def __init__(self, now: float, members: int, random: Random, received: int = 0) -> None:
+        self._before = received
         self._until = now + AT_LEAST + random.random() * min(EACH * members, AT_MOST - AT_LEAST)
 
     def is_over(self, now: float, received: int, idle: float) -> bool:
@@ -91,9 +99,10 @@ class Listening:
 
         Args:
             now: seconds.
-            received: bytes that members have sent.
+            received: bytes that have come in all.
             idle: seconds since the last one came.
         """
+        received -= self._before
         if not received:
             return now >= self._until
         return idle >= SILENCE or received < (now - self._until) * MIN_RATE

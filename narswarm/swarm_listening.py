@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from narswarm import lt_compat
-from narswarm.swarm_crowd import MIN_LENGTH, Crowd, Listening
+from narswarm.swarm_crowd import MIN_LENGTH, RECALL, STALLED, Crowd, Listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +32,8 @@ class Listeners:
     def __init__(self) -> None:
         self.crowd = Crowd()
         self._lock = threading.Lock()
-        self._listening: dict[Download, tuple[Listening, tuple[tuple[str, int], ...]]] = {}
+        self._listening: dict[Download, Listening] = {}
+        self._called: dict[Download, tuple[float, tuple[tuple[str, int], ...]]] = {}
         self._random = Random()  # noqa: S311 -- it only tells members of a crowd apart
 
     def members(self) -> int:
@@ -52,18 +53,26 @@ class Listeners:
             return False
         now = time.monotonic()
         with self._lock:
-            members, seeds = self.crowd.members(now), self.crowd.seeds
-            if not (members and seeds):
-                return False
-            listening = Listening(now, members, self._random)
-            self._listening[download] = listening, (*seeds, *peers)
+            self._called[download] = now, tuple(peers)
+            return self._listen(session, download, now, 0)
+
+    def _listen(self, session: Any, download: Download, now: float, received: int) -> bool:
+        """Note that a download listens, if there is a crowd. The lock is held."""
+        members, seeds = self.crowd.members(now), self.crowd.seeds
+        if not (members and seeds):
+            return False
+        self._listening[download] = Listening(now, members, self._random, received)
         lt_compat.keep_out(session, [address for address, _ in seeds])
         return True
 
-    def look(self, handle: Any, download: Download, progress: Progress) -> None:
+    def look(self, session: Any, handle: Any, download: Download, progress: Progress) -> None:
         """Note who fetches the same, and have seeds asked when members bring too little.
 
+        What has stalled listens again, which drops the connections to seeds: on a crowded line one
+        that lost too much waits for many seconds, and a new one doesn't.
+
         Args:
+            session: libtorrent's.
             handle: libtorrent's, of the download.
             download: one that may listen.
             progress: of it.
@@ -71,21 +80,30 @@ class Listeners:
         now = time.monotonic()
         with contextlib.suppress(RuntimeError):  # gone meanwhile
             met = lt_compat.connected(handle)
+            flag = lt_compat.library().torrent_flags.apply_ip_filter
             with self._lock:
                 for peer in met:
                     self.crowd.meet(*peer[:2], now, seed=peer.seed, called=peer.called)
-                listening, others = self._listening.get(download, (None, ()))
-                if not listening or not listening.is_over(now, progress.received, progress.idle):
+                called, peers = self._called.get(download, (now, ()))
+                listening = self._listening.get(download)
+                if listening is None:
+                    stalled = progress.idle >= STALLED and now - called >= RECALL
+                    if stalled and self._listen(session, download, now, progress.received):
+                        handle.set_flags(flag)
+                    return
+                if not listening.is_over(now, progress.received, progress.idle):
                     return
                 del self._listening[download]
-            lt = lt_compat.library()
-            handle.unset_flags(lt.torrent_flags.apply_ip_filter)
-            for other in dict.fromkeys(others):
+                self._called[download] = now, peers
+                others = dict.fromkeys((*self.crowd.seeds, *peers))
+            handle.unset_flags(flag)
+            for other in others:
                 handle.connect_peer(other)
             # An answer of a tracker connects at once, which else takes up to a second.
-            handle.force_reannounce(flags=lt.torrent_handle.ignore_min_interval)
+            handle.force_reannounce(flags=lt_compat.library().torrent_handle.ignore_min_interval)
 
     def forget(self, download: Download) -> None:
         """A download has ended."""
         with self._lock:
             self._listening.pop(download, None)
+            self._called.pop(download, None)

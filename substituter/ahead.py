@@ -31,6 +31,10 @@ MOVES: Final = 2.0
 _PACE: Final = 0.2
 """Seconds between two looks at how far everything is."""
 
+STEADY: Final = 10.0
+"""Seconds over which a way is judged as a whole. A crowd on one line goes by fits and starts, and a
+server that joins for a slow moment takes the line from all of its members, who then get slower."""
+
 
 class Ahead:
     """An item that is fetched ahead: the `lane.Runner` of its source.
@@ -176,6 +180,7 @@ class AheadSource:
             lonely=bool(position)
             and (rate or 0.0) < 2 * ASSUMED_RATE  # of a fast one nobody has to know
             and getattr(self._ahead.used, "peers", 0) == 1,
+            members=getattr(self._ahead.used, "members", 0),
         )
 
     @property
@@ -230,14 +235,14 @@ class Pace:
     def __init__(self, position: Callable[[], int]) -> None:
         self._position = position
         self._lock = threading.Lock()
-        self._meter = Meter()
+        self._meters = Meter(), Meter(STEADY)
         self._looked = -math.inf
         self._before = 0
         self._lost = 0
         self.last = -math.inf
         """When the last byte came, as of the last look."""
         self.rate: float | None = None
-        """As of the last look."""
+        """As of the last look, in a moment or over `STEADY` seconds, whichever is more."""
 
     def moves(self) -> bool:
         """Whether something comes."""
@@ -256,6 +261,8 @@ class Pace:
                     position = self._before
                 if position != self._before:
                     self._before, self.last = position, now
-                self._meter.add(now, position)
-                self.rate = self._meter.rate(now)
+                for meter in self._meters:
+                    meter.add(now, position)
+                rates = [rate for meter in self._meters if (rate := meter.rate(now)) is not None]
+                self.rate = max(rates, default=None)
             return self.last, self.rate

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 from narswarm.narinfo import Narinfo
 from substituter.ahead import MOVES, Ahead, AheadSource, Pace
 from substituter.lane import NarSource
-from substituter.race import LEAST_RATE, Policy, Way
+from substituter.race import LEAST_RATE, Policy, Way, worth
 from substituter.schedule import (
     FAST,
     HTTP_AT_ONCE,
@@ -42,12 +42,9 @@ _MEASURED: Final = 256 << 10
 _AGAIN: Final = 1.0
 """Seconds between two looks whether swarms need help."""
 
-_FASTER: Final = 4.0
-"""How many times as fast as swarms servers have to be to take items from them: where many fetch the
-same from one line a server's bytes are taken from all others."""
-
 _FASTER_ALONE: Final = 2.0
-"""The same where nobody else fetches the same."""
+"""How many times as fast as swarms servers have to be to take items from them where nobody else
+fetches the same; else see `substituter.race.worth`."""
 
 _SETTLED: Final = 8.0
 """Seconds after which the rate of swarms counts: their members have nothing for each other at
@@ -277,8 +274,13 @@ class Prefetcher:
         if pace.rate is None or pace.rate >= FAST or now - self._begun < MOVES:
             return False
         known = self._rates.get(Way.HTTP)
-        if any(getattr(ahead.used, "peers", 0) > 1 for ahead in running):
-            return now - self._begun >= _SETTLED and pace.rate * _FASTER < (known or 0.0)
+        peers = max(getattr(ahead.used, "peers", 0) for ahead in running)
+        if peers > 1:
+            members = max(getattr(ahead.used, "members", 0) for ahead in running)
+            settled = now - self._begun >= _SETTLED
+            return settled and pace.rate < worth(known or 0.0, members)
+        if not peers:
+            return False
         # One peer is no crowd, which could be hurt: one item shows what servers bring.
         return pace.rate * _FASTER_ALONE < known if known else not self._running[Way.HTTP]
 

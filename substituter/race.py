@@ -49,6 +49,10 @@ LEAST_RATE: Final = 512 << 10
 """The same for an item that is on its way already. Many may fetch it from one line, which servers
 share: a swarm passes each byte on, and must not have to compete with those who don't."""
 
+FASTER: Final = 4.0
+"""How many times as fast as swarms servers have to be, at least, to take items from them: where
+many fetch the same from one line a server's bytes are taken from all others."""
+
 MARGIN: Final = 0.8
 """Share of the time left in which the other has to be through, or it needn't join."""
 
@@ -96,6 +100,7 @@ class Standing(NamedTuple):
         rate: bytes of NAR a second, lately; None as long as that says nothing.
         full: whether it waits for the reader, so that no other could be of use.
         lonely: whether nobody but one peer is there, so that no crowd fetches the same.
+        members: how many others fetch the same, as far as they were met.
     """
 
     state: State = State.WAITING
@@ -106,6 +111,7 @@ class Standing(NamedTuple):
     rate: float | None = None
     full: bool = False
     lonely: bool = False
+    members: int = 0
 
 
 class Decision(NamedTuple):
@@ -199,7 +205,11 @@ def decide(
     if rival is None or rival.state is State.OVER:
         return NOTHING
     crowded = way is begun and not ways[way].lonely
-    rate = (expected or {}).get(way.other, LEAST_RATE if crowded else ASSUMED_RATE)
+    rate = (expected or {}).get(way.other, 0.0)
+    if crowded and way is Way.SWARM:
+        members = ways[way].members
+        rate = worth(rate, members) if rate else min(LEAST_RATE, worth(ASSUMED_RATE, members))
+    rate = rate or (LEAST_RATE if crowded else ASSUMED_RATE)
     # A small item is either here by now or faster from a server.
     share = AHEAD if ahead and nar_size <= SMALL else 1.0
     share = BEGUN[way] if way is begun else share
@@ -207,6 +217,19 @@ def decide(
     settled = SLOW if ways[way].lonely and expected and way.other in expected else SLOW * share
     joins = _is_behind(ways[way], nar_size, now, rate, share, max(settled, SLOW))
     return Decision(start=way.other) if joins else NOTHING
+
+
+def worth(rate: float, members: int) -> float:
+    """What the rate of servers counts beside that of a swarm, whose members pass bytes on.
+
+    A server may have been tried when nobody else was, and its line be that of the swarm's seeds: it
+    will be as many times slower as there are machines that take from it.
+
+    Args:
+        rate: that servers are known to bring.
+        members: how many others fetch the same.
+    """
+    return rate / max(FASTER, 2.0 * (members + 1))
 
 
 def stalls(ways: Mapping[Way, Standing], now: float, *, begun: Way | None = None) -> bool:
@@ -239,8 +262,12 @@ def _is_behind(
     if one.full:
         return False
     if not one.position:
-        return now - one.since >= (FIRST_BYTE if one.found else BUDGET) * share
-    if now - one.last >= QUIET * max(share, 1.0):
+        # What came of other items by the same way, if any did, is a sign of life as well.
+        if now - max(one.since, one.last) >= (FIRST_BYTE if one.found else BUDGET) * share:
+            return True
+        if one.last <= one.since:
+            return False
+    elif now - one.last >= QUIET * max(share, 1.0):
         return True
     if one.rate is None or now - one.since < settled:
         return False

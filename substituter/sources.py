@@ -99,11 +99,16 @@ class SwarmSource:
         """How many are connected now, and of a crowd also those that fetch other items now."""
         if self._download is None:
             return 0
-        return _progress(self._download).peers + self._swarm.members()
+        return _progress(self._download).peers + self.members
+
+    @property
+    def members(self) -> int:
+        """How many fetch the same as this machine, as far as they were met lately."""
+        return self._swarm.members()
 
     def _is_crowded(self) -> bool:
         """Whether others are likely to bring it: nobody waits for it, and a crowd is there."""
-        return self._keep is not None and self._swarm.members() > 0
+        return self._keep is not None and self.members > 0
 
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:

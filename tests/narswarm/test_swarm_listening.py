@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import pytest
 from narswarm import lt_compat, swarm_listening
 from narswarm.download import Download, Progress
 from narswarm.lt_compat import Connected
-from narswarm.swarm_crowd import AT_MOST, MEMORY, MIN_LENGTH
+from narswarm.swarm_crowd import AT_MOST, MEMORY, MIN_LENGTH, RECALL, STALLED
 from narswarm.swarm_listening import Listeners
 
 SEED = Connected("10.0.0.1", 6881, seed=True, called=True)
@@ -34,6 +35,10 @@ class Handle:
         self.called: list[tuple[str, int]] = []
         self.flags = 1
         self.announces = 0
+
+    def set_flags(self, flags: int) -> None:
+        """The filter counts."""
+        self.flags |= flags
 
     def unset_flags(self, flags: int) -> None:
         """The filter counts no more."""
@@ -76,7 +81,7 @@ class Lab:
 
     def look(self, handle: Handle | None, download: Download, progress: Progress = NOTHING) -> None:
         """A look at a download."""
-        self.listeners.look(handle, download, progress)
+        self.listeners.look(None, handle, download, progress)
 
 
 @pytest.fixture
@@ -123,6 +128,39 @@ def test_seeds_are_asked_at_last(lab: Lab) -> None:
         lab.look(handle, one)
         assert handle.called == [("10.0.0.1", 6881), ("10.0.0.3", 1)]
         assert (handle.flags, handle.announces) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("idle", "later", "again"),
+    [(STALLED, RECALL, True), (STALLED - 0.1, RECALL, False), (STALLED, RECALL - 0.1, False)],
+)
+def test_what_stalls_listens_again(lab: Lab, idle: float, later: float, *, again: bool) -> None:
+    """A silent download lets go of its seeds, unless they were called a moment ago."""
+    one, handle = download(), Handle()
+    lab.look(Handle(SEED, MEMBER), download())
+    assert lab.begin(one)
+    lab.now += AT_MOST
+    silent = dataclasses.replace(NOTHING, idle=idle, received=7)
+    lab.look(handle, one)
+    lab.filtered.clear()
+    lab.now += later
+    lab.look(handle, one, silent)
+    assert (handle.flags, lab.filtered) == ((1, ["10.0.0.1"]) if again else (0, []))
+    lab.now += AT_MOST
+    lab.look(handle, one, dataclasses.replace(silent, idle=0.1))
+    assert (handle.flags, len(handle.called)) == (0, 2 if again else 1)
+
+
+def test_what_stalls_without_a_crowd(lab: Lab) -> None:
+    """It keeps the seeds it has; so does what is read from its beginning, and never listened."""
+    one, handle = download(), Handle()
+    assert not lab.begin(one)
+    silent = dataclasses.replace(NOTHING, idle=60.0)
+    lab.now += RECALL
+    lab.look(handle, one, silent)
+    other = Handle(SEED, MEMBER)
+    lab.look(other, download(), silent)
+    assert lab.filtered == []
 
 
 def test_what_has_ended_listens_no_more(lab: Lab) -> None:

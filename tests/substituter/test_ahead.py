@@ -12,7 +12,7 @@ import pytest
 
 from narswarm import narinfo
 from narswarm.narinfo import Narinfo
-from substituter.ahead import Ahead, AheadSource, Pace
+from substituter.ahead import STEADY, Ahead, AheadSource, Pace
 from substituter.lane import Runner
 from substituter.race import Standing, State, Way
 from substituter.spool import Spool
@@ -107,7 +107,8 @@ def test_one_peer_is_lonely(
     if written:
         file.write(item.nar[:10])
     source = AheadSource(ahead, Pace(lambda: 0))
-    assert source.standing(Standing(State.RUNNING), 1.0).lonely is lonely
+    standing = source.standing(Standing(State.RUNNING), 1.0)
+    assert (standing.lonely, standing.members) == (lonely, 3)
     file.close()
 
 
@@ -119,6 +120,7 @@ class One:
     def __init__(self, peers: int | None) -> None:
         if peers is not None:
             self.peers = peers
+        self.members = 3
 
     def nar(self, runner: Runner) -> AbstractContextManager[Iterator[bytes]]:
         """Nothing."""
@@ -132,4 +134,16 @@ def test_a_way_never_goes_back() -> None:
     pace = Pace(lambda: next(positions))
     looks = [pace.look(float(now)) for now in range(4)]
     assert [last for last, _ in looks] == [-math.inf, 1.0, 1.0, 3.0]
-    assert [rate for _, rate in looks[1:]] == [1000.0, 500.0, 50.0]
+    assert [rate for _, rate in looks[1:]] == [1000.0, 500.0, 1100 / 3]
+
+
+def test_a_slow_moment_is_none() -> None:
+    """A way that was fast lately is slow only when it has been slow for ten seconds."""
+    position = 0
+    pace = Pace(lambda: position)
+    for now in range(int(STEADY) + 1):
+        position = now * 1000
+        assert now == 0 or pace.look(float(now))[1] == 1000.0
+        pace.look(float(now))
+    rates = [pace.look(STEADY + now)[1] for now in range(1, int(STEADY) + 1)]
+    assert rates == [1000.0 - 100.0 * now for now in range(1, int(STEADY) + 1)]

@@ -351,6 +351,41 @@ def test_one_peer_is_no_crowd(rate: float, *, joins: bool) -> None:
     assert decide(Policy.RACE, LARGE, ways, race.SLOW, fast, begun=Way.SWARM) == Decision()
 
 
+@pytest.mark.parametrize(
+    ("members", "known", "least"),
+    [
+        (0, None, race.LEAST_RATE),
+        (3, None, race.LEAST_RATE),
+        (7, None, race.ASSUMED_RATE / 16),
+        (0, 4e6, 1e6),
+        (1, 4e6, 1e6),
+        (7, 4e6, 0.25e6),
+    ],
+)
+def test_a_crowd_is_let_be(members: int, known: float | None, least: float) -> None:
+    """Beside a swarm a server has to be faster, by the number of those who fetch the same."""
+    expected = None if known is None else {Way.HTTP: known}
+    for rate, join in ((least * 0.7, Way.HTTP), (least, None)):
+        one = Standing(State.RUNNING, 0.0, True, 1, 8.0, rate, members=members)
+        ways = {Way.SWARM: one, Way.HTTP: Standing()}
+        found = decide(Policy.RACE, 1 << 40, ways, 8.0, expected, begun=Way.SWARM)
+        assert found == Decision(start=join)
+
+
+def test_others_of_a_plan_come_first() -> None:
+    """What waits while others come by the same way is not silent, unless that way is slow."""
+    one = Standing(State.RUNNING, 0.0, True, 0, 9.9, race.LEAST_RATE, members=7)
+    ways = {Way.SWARM: one, Way.HTTP: Standing()}
+    join = Decision(start=Way.HTTP)
+    assert decide(Policy.RACE, LARGE, ways, 10.0, begun=Way.SWARM) == Decision()
+    assert decide(Policy.RACE, LARGE, ways, 13.9, begun=Way.SWARM) == join
+    ways[Way.SWARM] = one._replace(rate=race.LEAST_RATE / 4)
+    assert decide(Policy.RACE, LARGE, ways, 10.0, begun=Way.SWARM) == join
+    ways[Way.SWARM] = one._replace(last=0.0)
+    assert decide(Policy.RACE, LARGE, ways, 3.9, begun=Way.SWARM) == Decision()
+    assert decide(Policy.RACE, LARGE, ways, 4.0, begun=Way.SWARM) == join
+
+
 def test_without_servers_none_is_silent() -> None:
     """Nothing is said of swarms."""
     assert not race.stalls({Way.SWARM: Standing(State.RUNNING)}, 1000.0)
