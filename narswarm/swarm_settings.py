@@ -69,6 +69,8 @@ FETCH = {
     "unchoke_slots_limit": -1,
     # What has been asked of a seed isn't taken from a peer that gets it meanwhile.
     "request_queue_time": 1,
+    # A session that ends in a moment mustn't be in others' routing tables (BEP 43).
+    "dht_read_only": True,
     "dht_announce_interval": 15,  # lookups are paced by it: 900 s would starve a batch
 }
 

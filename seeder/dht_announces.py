@@ -26,6 +26,10 @@ BATCH = 10
 PERIOD = 20 * 60.0
 """Seconds from one announce of a torrent to its next."""
 
+AGAIN = 60.0
+"""Seconds from the first announce of a torrent to its second: datagrams get lost, and libtorrent
+drops an announce without a word while it hasn't looked at the torrent's files yet."""
+
 LOOK = 10.0
 """Seconds between two looks for torrents that came or went."""
 
@@ -59,10 +63,11 @@ class DhtAnnouncer:
         self._look_at = 0.0
         self._new: deque[str] = deque()
         self._last: dict[str, float | None] = {}
+        self._once: deque[tuple[float, str]] = deque()
         self._told: deque[tuple[float, str]] = deque()
 
     def run(self) -> None:
-        """Announce what is due: torrents that came, in their order, and then the others."""
+        """Announce what is due: torrents that came, those that came lately, and then the others."""
         now = self._clock()
         if not self._joined:
             # Before the first node is known there is nobody to tell.
@@ -77,11 +82,11 @@ class DhtAnnouncer:
             if infohash is None:
                 return
             # One that is gone comes with the next look if it comes back.
-            del self._last[infohash]
+            before = self._last.pop(infohash)
             with suppress(NotFoundError):
                 self._swarm.announce_in_dht(infohash)
                 self._last[infohash] = now
-                self._told.append((now, infohash))
+                (self._once if before is None else self._told).append((now, infohash))
 
     def _look(self, now: float) -> None:
         self._look_at = now + LOOK
@@ -94,8 +99,9 @@ class DhtAnnouncer:
             infohash = self._new.popleft()
             if self._last.get(infohash, now) is None:
                 return infohash
-        while self._told and self._told[0][0] <= now - PERIOD:
-            when, infohash = self._told.popleft()
-            if self._last.get(infohash) == when:
-                return infohash
+        for told, period in ((self._once, AGAIN), (self._told, PERIOD)):
+            while told and told[0][0] <= now - period:
+                when, infohash = told.popleft()
+                if self._last.get(infohash) == when:
+                    return infohash
         return None

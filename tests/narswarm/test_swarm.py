@@ -115,9 +115,9 @@ def test_a_known_peer_serves_a_payload(
 def test_peers_are_found_in_the_dht_alone(share: Share, swarm: Open, tmp_path: Path) -> None:
     """A private DHT of nodes that know only one of them is enough to find a seeder."""
     shared = share(100_000)
-    hub = swarm(dht=True)
+    hub = swarm(dht=True, role="seed")
     nodes = (f"127.0.0.1:{hub.listen_port}",)
-    others = [swarm(dht=True, dht_nodes=nodes) for _ in range(2)]
+    others = [swarm(dht=True, dht_nodes=nodes, role="seed") for _ in range(2)]
     for other in others:
         assert other.listen_port
     seeder = swarm(dht=True, dht_nodes=nodes, role="seed")
@@ -131,7 +131,7 @@ def test_peers_are_found_in_the_dht_alone(share: Share, swarm: Open, tmp_path: P
 
 def test_the_dht_state_spares_the_bootstrap(swarm: Open) -> None:
     """A session that starts with saved nodes needs no other address."""
-    hub = swarm(dht=True)
+    hub = swarm(dht=True, role="seed")
     first = swarm(dht=True, dht_nodes=(f"127.0.0.1:{hub.listen_port}",))
     wait_until(lambda: first.counters()["dht_nodes"] >= 1)
     state = first.dht_state()

@@ -196,7 +196,12 @@ def test_nodes_are_saved_when_there_are_some(
     state.write_bytes(b"of an earlier session")
     node = Swarm(
         SwarmSettings(
-            listen=("127.0.0.1:0",), dht=True, lsd=False, upnp=False, private_network=True
+            listen=("127.0.0.1:0",),
+            dht=True,
+            lsd=False,
+            upnp=False,
+            private_network=True,
+            role="seed",
         )
     )
     with node:

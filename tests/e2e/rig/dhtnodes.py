@@ -66,6 +66,8 @@ def serve(address: str, first: int, count: int) -> None:
 def ask(address: str, start: str, infohash: str) -> None:
     """Print the first peers that are found, one HOST:PORT a line; nothing after 5 s."""
     host, _, port = start.rpartition(":")
+    # Others mustn't remember a node that is gone in a moment: each would be waited for (BEP 43).
+    SETTINGS["dht_read_only"] = True
     session = listen(address, 0, [(host, int(port))])
     take_part(session)
     end = time.monotonic() + 5
