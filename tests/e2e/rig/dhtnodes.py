@@ -2,7 +2,7 @@
 """A small DHT of its own: nodes that hold no torrents.
 
 dhtnodes.py ADDRESS FIRST-PORT COUNT        serve until killed
-dhtnodes.py --ask ADDRESS NODE:PORT INFOHASH   print the peers that the DHT knows for a torrent
+dhtnodes.py --ask ADDRESS INFOHASH NODE:PORT...   print the peers that the DHT knows for a torrent
 """
 
 from __future__ import annotations
@@ -63,12 +63,15 @@ def serve(address: str, first: int, count: int) -> None:
             session.pop_alerts()
 
 
-def ask(address: str, start: str, infohash: str) -> None:
-    """Print the first peers that are found, one HOST:PORT a line; nothing after 5 s."""
-    host, _, port = start.rpartition(":")
+def ask(address: str, infohash: str, *start: str) -> None:
+    """Print the first peers that are found, one HOST:PORT a line; nothing after 5 s.
+
+    The lookup begins at all nodes of START: one alone needn't be among those that were told.
+    """
+    known = [(host, int(port)) for host, _, port in (node.rpartition(":") for node in start)]
     # Others mustn't remember a node that is gone in a moment: each would be waited for (BEP 43).
     SETTINGS["dht_read_only"] = True
-    session = listen(address, 0, [(host, int(port))])
+    session = listen(address, 0, known)
     take_part(session)
     end = time.monotonic() + 5
     while time.monotonic() < end:

@@ -225,8 +225,8 @@ class Site:
         answer = self.index(label)
         assert answer is not None
         infohash = answer["torrents"][0]["infohash_v2"]
-        command = ("python3", "/opt/rig/dhtnodes.py", "--ask", self.dht.address, self.dht_nodes[0])
-        return bool(self.dht.run(*command, infohash).stdout)
+        command = ("python3", "/opt/rig/dhtnodes.py", "--ask", self.dht.address, infohash)
+        return bool(self.dht.run(*command, *self.dht_nodes).stdout)
 
 
 class Fetcher:
