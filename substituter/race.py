@@ -53,6 +53,9 @@ FASTER: Final = 4.0
 """How many times as fast as swarms servers have to be, at least, to take items from them: where
 many fetch the same from one line a server's bytes are taken from all others."""
 
+MOST_MEMBERS: Final = 15
+"""Machines of a crowd that count: strangers who only seem to be many can't keep servers out."""
+
 MARGIN: Final = 0.8
 """Share of the time left in which the other has to be through, or it needn't join."""
 
@@ -229,7 +232,7 @@ def worth(rate: float, members: int) -> float:
         rate: that servers are known to bring.
         members: how many others fetch the same.
     """
-    return rate / max(FASTER, 2.0 * (members + 1))
+    return rate / max(FASTER, 2.0 * (min(members, MOST_MEMBERS) + 1))
 
 
 def stalls(ways: Mapping[Way, Standing], now: float, *, begun: Way | None = None) -> bool:

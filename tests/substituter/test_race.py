@@ -360,6 +360,8 @@ def test_one_peer_is_no_crowd(rate: float, *, joins: bool) -> None:
         (0, 4e6, 1e6),
         (1, 4e6, 1e6),
         (7, 4e6, 0.25e6),
+        (15, 4e6, 0.125e6),
+        (1000, 4e6, 0.125e6),
     ],
 )
 def test_a_crowd_is_let_be(members: int, known: float | None, least: float) -> None:
