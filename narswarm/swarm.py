@@ -209,10 +209,11 @@ class Swarm:
             flags.seed_mode
             | flags.no_verify_files
             | flags.update_subscribe
-            | flags.apply_ip_filter
             | flags.override_trackers
             | flags.override_web_seeds
         )
+        if self._settings.lan_only:  # else the filter is what downloads listen by, and theirs alone
+            params.flags |= flags.apply_ip_filter
         params.save_path = str(payload.absolute().parent)
         params.renamed_files = {0: str(payload.absolute())}
         params.trackers = list(trackers)

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from narswarm import bencoding, download
+from narswarm import bencoding, download, lt_compat
 from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError, SettingsError
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
@@ -535,6 +535,17 @@ def test_a_crowd_gets_from_seeds_what_no_member_has(
     shared = share(2 * MIB)
     seeder.seed(shared.torrent, shared.path, [])
     fetched = late.fetch(shared.torrent, tmp_path, peers=[address(seeder)], in_order=False)
+    assert b"".join(fetched.chunks(stall=too_long)) == shared.data
+
+
+def test_seeds_that_are_not_asked_yet_are_served(share: Share, swarm: Open, tmp_path: Path) -> None:
+    """Whom a download leaves alone for a while may fetch other torrents here all the same."""
+    shared = share(PIECE)
+    both, other = swarm(role="seed"), swarm()
+    both.seed(shared.torrent, shared.path, [])
+    session, _ = both._start()
+    lt_compat.keep_out(session, ["127.0.0.1"])
+    fetched = other.fetch(shared.torrent, tmp_path / "got", peers=[address(both)])
     assert b"".join(fetched.chunks(stall=too_long)) == shared.data
 
 
