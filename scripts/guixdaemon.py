@@ -11,6 +11,7 @@ import selectors
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -43,14 +44,14 @@ class Substituter:
         """Whether `--query` offers the item."""
         query = _Helper(self._command, "--query", self._environment)
         try:
-            os.write(query.commands, f"info {path} \n".encode())
+            query.tell(f"info {path} ")
             return b"".join(query.read(query.replies)) != b"\n"
         finally:
             query.end()
 
     def substitute(self, path: str, destination: Path) -> tuple[str, int]:
         """The status line, and the payload bytes that came from peers."""
-        os.write(self._helper.commands, f"substitute {path} {destination}\n".encode())
+        self._helper.tell(f"substitute {path} {destination}")
         status, shown = self._helper.read(self._helper.replies, self._helper.log)
         from_peers = 0
         for line in shown.decode(errors="replace").splitlines():
@@ -91,6 +92,11 @@ class _Helper:
         )
         for descriptor in (command_read, reply_write, log_write):
             os.close(descriptor)
+
+    def tell(self, command: str) -> None:
+        """Write a line; one that has ended is heard of in `read`."""
+        with suppress(BrokenPipeError):
+            os.write(self.commands, f"{command}\n".encode())
 
     def read(self, until: int, *others: int) -> list[bytes]:
         """What comes until something comes on one descriptor, from that and from others."""

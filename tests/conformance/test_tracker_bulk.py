@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,10 +181,9 @@ def pair_fixture(tmp_path: Path) -> Iterator[tuple[Tracker, Tracker]]:
 
 def _answer(sock: socket.socket) -> dict[str, Any]:
     """The complete answer on a connection that is closed after it."""
-    with sock:
-        response = http.client.HTTPResponse(sock)
+    with sock, closing(http.client.HTTPResponse(sock)) as response:
         response.begin()
-        assert response.status == 200
+        assert response.status == 200, response.read()
         assert response.getheader("Connection") == "close"
         assert response.getheader("Content-Type") == "application/json"
         answer = json.loads(response.read())
@@ -295,6 +294,7 @@ def test_many_who_wait(tracker: Tracker) -> None:
         assert answer["wanted"] == [found]
         tracker.until_parked(POLLS - 1)
         socks[5] = stack.enter_context(tracker.poll(keys[5], since=answer["cursor"]))
+        tracker.until_parked(POLLS)
         with pytest.raises(PreparingError):
             tracker.index.torrent(_hash(1))
         for number, sock in enumerate(socks):
