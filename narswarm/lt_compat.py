@@ -3,7 +3,7 @@
 
 Debian has 2.0.x, PyPI has both; the two disagree in how a session is described, which storage
 there is, and how the state of the DHT is saved. Everything that asks "which version is this?"
-is here, so that the rest of `narswarm.swarm` reads as if there were one libtorrent. The import
+is here, so that `narswarm.swarm` and its parts read as if there were one libtorrent. The import
 is late because it costs 20 ms, and a program that only reads narinfos needs none of it.
 """
 

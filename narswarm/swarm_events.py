@@ -4,8 +4,8 @@
 One thread reads all alerts of a session. It blocks in a pipe that libtorrent writes to, takes what
 an alert holds before the next batch frees it, and calls nothing that waits. Of the other ways to
 wait, `set_alert_notify` deadlocks with the session's end, and `wait_for_alert` of libtorrent 2.0
-returns an alert that moves in memory while it is looked at. `narswarm.swarm` is the other half:
-what a session is told.
+returns an alert that moves in memory while it is looked at. `narswarm.swarm_session` and
+`narswarm.swarm` are the other half: what a session is told.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from narswarm.acl import Acl
 from narswarm.cli import format_size
 from narswarm.errors import MismatchError, NarswarmError, NotFoundError
 from narswarm.narinfo import Verdict
-from narswarm.swarm import TorrentStatus
+from narswarm.swarm_events import TorrentStatus
 from seeder import eviction
 from seeder.inventory import Inventory, Item
 from seeder.items import NOT_VOUCHED, OFFERED, UNREADABLE, Known

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from narswarm import base32, storepath
 from narswarm.control import Conversation, Operation, Stream
-from narswarm.swarm import TorrentStatus
+from narswarm.swarm_events import TorrentStatus
 from seeder.listing import Listed
 from seeder.state import State
 

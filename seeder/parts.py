@@ -16,7 +16,8 @@ from narswarm.errors import CodecError, NotFoundError
 from narswarm.httpclient import HttpClient
 from narswarm.narinfos import NarinfoCache, NarinfoLookup
 from narswarm.payload import check_codec
-from narswarm.swarm import Swarm, TorrentStatus
+from narswarm.swarm import Swarm
+from narswarm.swarm_events import TorrentStatus
 from narswarm.trackerclient import TrackerIndex
 from seeder.aclfile import AclFile
 from seeder.credentials import publisher_key

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from narswarm.errors import NotFoundError
-from narswarm.swarm import TrackerStatus
+from narswarm.swarm_events import TrackerStatus
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from substituter.resume import Resuming
 
 if TYPE_CHECKING:
     from narswarm.candidates import Candidate
-    from narswarm.swarm import Download, Progress, Swarm
+    from narswarm.download import Download, Progress
+    from narswarm.swarm import Swarm
 
 
 THREADS = max(0, min(4, (os.cpu_count() or 1) - 2))
@@ -208,7 +209,7 @@ def swarm_label(peers: int) -> str:
 
 
 def _progress(download: Download) -> Progress:
-    from narswarm.swarm import Progress  # noqa: PLC0415 -- loaded by then
+    from narswarm.download import Progress  # noqa: PLC0415 -- loaded by then
 
     try:
         return download.progress()

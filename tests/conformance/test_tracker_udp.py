@@ -22,7 +22,8 @@ import pytest
 from narswarm.download import Progress
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
-from narswarm.swarm import Swarm, SwarmSettings
+from narswarm.swarm import Swarm
+from narswarm.swarm_settings import SwarmSettings
 from tests import needs
 from tests.ports import free_port
 from tests.processes import end, start_tracker, tracker_command

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
@@ -17,16 +16,16 @@ from urllib.parse import unquote
 import pytest
 
 from narswarm import bencoding, download, lt_compat
-from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError, SettingsError
+from narswarm.download import Progress, SwarmStalledError
+from narswarm.errors import BusyError, InvalidInputError, NetworkError, NotFoundError
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.payload import file_name
-from narswarm.swarm import Progress, Swarm, SwarmSettings, SwarmStalledError
-from tests.ports import free_port
+from narswarm.swarm import Swarm
+from tests.narswarm.sessions import PATIENCE, alone, wait_until
 
 MIB = 2**20
 PIECE = 64 * 1024
-PATIENCE = 120.0
 
 
 class Shared(NamedTuple):
@@ -65,13 +64,7 @@ def swarm() -> Iterator[Open]:
     opened: list[Swarm] = []
 
     def make(**settings: Any) -> Swarm:
-        fields: dict[str, Any] = {
-            "listen": ("127.0.0.1:0",),
-            "dht": False,
-            "lsd": False,
-            "upnp": False,
-        }
-        opened.append(Swarm(SwarmSettings(private_network=True, **(fields | settings))))
+        opened.append(Swarm(alone(**settings)))
         return opened[-1]
 
     yield make
@@ -127,33 +120,6 @@ def test_peers_are_found_in_the_dht_alone(share: Share, swarm: Open, tmp_path: P
     fetched = leecher.fetch(shared.torrent, tmp_path)
     assert b"".join(fetched.chunks(stall=too_long)) == shared.data
     assert leecher.counters()["dht_nodes"] >= 1
-
-
-def test_the_dht_state_spares_the_bootstrap(swarm: Open) -> None:
-    """A session that starts with saved nodes needs no other address."""
-    hub = swarm(dht=True, role="seed")
-    first = swarm(dht=True, dht_nodes=(f"127.0.0.1:{hub.listen_port}",))
-    wait_until(lambda: first.counters()["dht_nodes"] >= 1)
-    state = first.dht_state()
-    first.close()
-    second = swarm(dht=True, dht_state=state)
-    wait_until(lambda: second.counters()["dht_nodes"] >= 1)
-
-
-def test_dht_state_is_empty_without_a_dht(swarm: Open) -> None:
-    """A session that takes no part in the DHT has nothing to keep, and garbage does no harm."""
-    assert swarm().dht_state() == b""
-    assert swarm(dht=True, dht_state=b"garbage").listen_port
-
-
-def wait_until(ready: Callable[[], bool]) -> None:
-    """Ask a session until it says so; its answers are what paces this."""
-    clock = threading.Event()
-    for _ in range(int(PATIENCE / 0.05)):
-        if ready():
-            return
-        clock.wait(0.05)
-    pytest.fail("it did not happen")
 
 
 def test_a_tracker_names_the_peer(share: Share, swarm: Open, tmp_path: Path) -> None:
@@ -604,79 +570,6 @@ def test_garbage_is_not_a_torrent(swarm: Open, tmp_path: Path) -> None:
     assert str(caught.value) == "torrent: is not a torrent"
 
 
-def test_an_unknown_setting_is_named(swarm: Open) -> None:
-    """A typing error in the settings file is told before anything starts."""
-    with pytest.raises(SettingsError) as caught:
-        swarm(extra={"conections_limit": 5})
-    assert str(caught.value).startswith("libtorrent.conections_limit: libtorrent 2.")
-    assert str(caught.value).endswith(" has no such setting")
-
-
-def test_a_port_in_use_is_an_error(swarm: Open) -> None:
-    """Another port is never taken in silence: firewalls name the one that was asked for."""
-    first = swarm()
-    second = swarm(listen=(f"127.0.0.1:{first.listen_port}",))
-    with pytest.raises(BusyError) as caught:
-        assert second.listen_port
-    assert str(caught.value) == f"127.0.0.1:{first.listen_port}: Address already in use"
-
-
-@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_every_port_has_to_be_free(swarm: Open, host: str, kind: socket.SocketKind) -> None:
-    """One address in use is an error though the session could listen on the other one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, kind) as other:
-        other.bind((host, 0))
-        if kind == socket.SOCK_STREAM:
-            other.listen()
-        port = other.getsockname()[1]
-        taken = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        session = swarm(listen=("127.0.0.1:0", taken))
-        with pytest.raises(BusyError) as caught:
-            assert session.listen_port
-    assert str(caught.value) == f"{taken}: Address already in use"
-
-
-def test_an_address_may_be_named_twice(swarm: Open) -> None:
-    """What this session itself listens on isn't in use by another process."""
-    port = free_port("127.0.0.77")
-    assert swarm(listen=(f"127.0.0.77:{port}",) * 2).listen_port == port
-
-
-def test_an_address_of_another_machine_is_an_error(swarm: Open) -> None:
-    """It is no matter of who is first, so that waiting won't help; a device may still get it."""
-    session = swarm(listen=("192.0.2.77:6881",))
-    with pytest.raises(NetworkError) as caught:
-        assert session.listen_port
-    assert str(caught.value) == "192.0.2.77:6881: Cannot assign requested address"
-    assert swarm(listen=("192.0.2.77:6881", "127.0.0.1:0")).listen_port
-
-
-def test_a_forked_child_leaves_the_session_alone(
-    share: Share, swarm: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ending a child process must not wait for threads that only its parent has."""
-    shared = share(1000)
-    seeder = swarm(role="seed")
-    seeder.seed(shared.torrent, shared.path, [])
-    with monkeypatch.context() as child:
-        child.setattr("os.getpid", lambda: -1)
-        seeder.close()
-    assert len(seeder.status()) == 1
-
-
-def test_nothing_runs_before_the_first_use(swarm: Open) -> None:
-    """A session doesn't survive fork(), so that making the object must not start one."""
-    idle = swarm()
-    assert idle._session is None
-    threads = {thread.name for thread in threading.enumerate()}
-    assert "alerts" not in threads
-    with idle:
-        assert idle.listen_port
-    idle.close()
-
-
 def test_seeding_pauses(share: Share, swarm: Open, tmp_path: Path) -> None:
     """A paused seed sends nothing; resumed, it is found again."""
     shared = share(PIECE)
@@ -694,22 +587,9 @@ def test_seeding_pauses(share: Share, swarm: Open, tmp_path: Path) -> None:
 
 
 def test_a_session_for_the_local_network(share: Share, swarm: Open, tmp_path: Path) -> None:
-    """Private addresses pass the filter, others don't."""
+    """What is seeded and what is fetched there comes from private addresses, as loopback's."""
     shared = share(PIECE)
     seeder, leecher = swarm(role="seed", lan_only=True), swarm(lan_only=True)
     seeder.seed(shared.torrent, shared.path, [])
     fetched = leecher.fetch(shared.torrent, tmp_path / "got", peers=[address(seeder)])
     assert b"".join(fetched.chunks(stall=too_long)) == shared.data
-    session, _ = seeder._start()
-    rules = session.get_ip_filter()
-    for ip, blocked in {
-        "9.255.255.255": 1,
-        "10.0.0.0": 0,
-        "172.16.0.1": 0,
-        "172.32.0.0": 1,
-        "192.168.255.255": 0,
-        "192.169.0.0": 1,
-        "fd00::1": 0,
-        "2001:db8::1": 1,
-    }.items():
-        assert rules.access(ip) == blocked, ip

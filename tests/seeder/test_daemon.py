@@ -27,7 +27,8 @@ from narswarm.errors import (
     NotFoundError,
 )
 from narswarm.fetchclient import SeederClient, Wanted
-from narswarm.swarm import Swarm, SwarmSettings
+from narswarm.swarm import Swarm
+from narswarm.swarm_settings import SwarmSettings
 from seeder import control, daemon, holdings, parts
 from seeder.daemon import Seeder, raise_file_limit
 from seeder.items import ItemTable

@@ -23,7 +23,8 @@ from narswarm.fetchclient import SeederClient, Wanted
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.payload import Kind, file_name
-from narswarm.swarm import Swarm, SwarmSettings
+from narswarm.swarm import Swarm
+from narswarm.swarm_settings import SwarmSettings
 from seeder import fetching
 from seeder.fetching import Fetched, Fetcher, Local
 from seeder.fetching_control import FetchControl, Permissions

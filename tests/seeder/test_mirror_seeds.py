@@ -18,7 +18,8 @@ from narswarm.gcrypt import KeyPair
 from narswarm.metainfo import Metainfo
 from narswarm.narinfo import Source
 from narswarm.payload import Kind
-from narswarm.swarm import Swarm, TorrentStatus
+from narswarm.swarm import Swarm
+from narswarm.swarm_events import TorrentStatus
 from narswarm.swarm_settings import SwarmSettings
 from seeder.eviction import HOT
 from seeder.fetching import Local

@@ -16,7 +16,7 @@ from narswarm.acl import Acl, render
 from narswarm.errors import BusyError, NotFoundError
 from narswarm.files import atomic_file
 from narswarm.payload import file_name
-from narswarm.swarm import TorrentStatus
+from narswarm.swarm_events import TorrentStatus
 from seeder import payloads
 from seeder.eviction import HOT
 from seeder.inventory import Item, StoreInventory

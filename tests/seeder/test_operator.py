@@ -12,7 +12,7 @@ import pytest
 from narswarm import base32
 from narswarm.control import ControlServer
 from narswarm.errors import NarswarmError, NotFoundError
-from narswarm.swarm import TorrentStatus
+from narswarm.swarm_events import TorrentStatus
 from seeder import control, operator
 from seeder.listing import Listed
 from seeder.operator import OperatorControl

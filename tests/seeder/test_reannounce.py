@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from narswarm.errors import NotFoundError
-from narswarm.swarm import TrackerStatus
+from narswarm.swarm_events import TrackerStatus
 from seeder import reannounce
 from seeder.reannounce import Reannouncer
 

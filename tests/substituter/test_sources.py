@@ -14,12 +14,13 @@ import zstandard
 
 from narswarm import metainfo, narinfo
 from narswarm.candidates import Candidate
+from narswarm.download import Progress, SwarmStalledError
 from narswarm.errors import InvalidInputError, NarswarmError, NetworkError
 from narswarm.httpclient import HttpClient
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
 from narswarm.payload import Kind, file_name
-from narswarm.swarm import Progress, Swarm, SwarmStalledError
+from narswarm.swarm import Swarm
 from narswarm.swarm_settings import SwarmSettings
 from substituter.report import Report
 from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource, swarm_label

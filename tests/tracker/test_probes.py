@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narswarm.swarm import Swarm, SwarmSettings
+from narswarm.swarm import Swarm
+from narswarm.swarm_settings import SwarmSettings
 from tests.ports import free_port
 from tracker import probes
 from tracker.probes import Attempts, Found, Seen, answer_to, farewell, syn
