@@ -17,6 +17,7 @@ from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
 from substituter.lane import NarSource, Runner
 from substituter.race import ASSUMED_RATE, Meter, Standing, Way
+from substituter.report import Transfer
 from substituter.spool import SpoolFile
 
 _LOOK: Final = 0.05
@@ -58,8 +59,8 @@ class Ahead:
         self._before = (0, -math.inf)
         self.used: NarSource | None = None
         """The source whose bytes are in the file."""
-        self.found: tuple[str, int | None, Callable[[], int], Callable[[], str] | None] | None
-        self.found = None
+        self.found: Transfer | None = None
+        """Who was found, as soon as somebody was."""
         self._lock = threading.Lock()
         self._dropped = False
         self._callback: Callable[[], None] | None = None
@@ -68,9 +69,9 @@ class Ahead:
         """Bytes of the NAR that have come, in any order."""
         found, size = self.found, self.narinfo.nar_size
         written = self.file.written
-        if found is None or not found[1] or written == size:
+        if found is None or not found.total or written == size:
             return written
-        return max(written, min(size, size * found[2]() // found[1]))
+        return max(written, min(size, size * found.done() // found.total))
 
     def since(self, now: float) -> float:
         """When the last byte came, as far as it was looked at."""
@@ -89,15 +90,9 @@ class Ahead:
         """Whether patience makes sense: others of this way come, so the line is what is slow."""
         return self._moves()
 
-    def source(
-        self,
-        url: str,
-        total: int | None,
-        done: Callable[[], int],
-        label: Callable[[], str] | None = None,
-    ) -> None:
+    def source(self, transfer: Transfer) -> None:
         """Take note that somebody has it."""
-        self.found = (url, total, done, label)
+        self.found = transfer
 
     def on_drop(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when nobody wants it any more."""
@@ -218,7 +213,7 @@ class _Following:
         for chunk in self._ahead.file.follow(_LOOK):
             if not told and self._ahead.found is not None:
                 told = True
-                self._runner.source(*self._ahead.found)
+                self._runner.source(self._ahead.found)
             if chunk:
                 yield chunk
             elif self._runner.dropped:

@@ -16,6 +16,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from narswarm.errors import NetworkError
 from substituter.race import Meter, Standing, State, Way
+from substituter.report import Transfer
 
 AHEAD: Final = 16 << 20
 """Bytes of NAR that each way may have in memory for the reader."""
@@ -24,14 +25,8 @@ AHEAD: Final = 16 << 20
 class Shown(Protocol):
     """Who is told where an item comes from: a `substituter.report.Report`, in the end."""
 
-    def source(
-        self,
-        url: str,
-        total: int | None,
-        done: Callable[[], int],
-        label: Callable[[], str] | None = None,
-    ) -> None:
-        """Take note that this source has the item; see `Report.source`."""
+    def source(self, transfer: Transfer) -> None:
+        """Take note that somebody has the item."""
 
 
 class Runner(Shown, Protocol):
@@ -115,9 +110,7 @@ class Lane:
         self._callbacks: list[Callable[[], None]] = []
         self._meter = Meter()
         self._since = self._last = course.clock()
-        self._found: tuple[str, int | None, Callable[[], int], Callable[[], str] | None] | None = (
-            None
-        )
+        self._found: Transfer | None = None
         self._position = 0
         self._full = False
         self._waiting = 0
@@ -136,16 +129,10 @@ class Lane:
         with self._course.changed:
             return self._course.is_alone(self.way)
 
-    def source(
-        self,
-        url: str,
-        total: int | None,
-        done: Callable[[], int],
-        label: Callable[[], str] | None = None,
-    ) -> None:
+    def source(self, transfer: Transfer) -> None:
         """Take note that somebody was found who has the item."""
         with self._course.changed:
-            self._found = (url, total, done, label)
+            self._found = transfer
 
     def on_drop(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the lane is dropped; the last one given counts."""
@@ -209,7 +196,7 @@ class Lane:
     def show(self, report: Shown) -> None:
         """Let the user see where the bytes come from."""
         if self._found is not None:
-            report.source(*self._found)
+            report.source(self._found)
 
     def is_complete(self) -> bool:
         """Whether all of the NAR has come."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 HEARTBEAT = 2.0
 """Seconds after which something is written although nothing moved."""
@@ -46,6 +46,23 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+class Transfer(NamedTuple):
+    """Where an item comes from, and how far it is.
+
+    Attributes:
+        url: shown to the user; without spaces, and without `/nar/` unless it is HTTP
+            (the client's terminal code fails on such a URL).
+        total: bytes to transfer, None when unknown.
+        done: gives the bytes transferred so far.
+        label: gives what people call it by now, such as `swarm, 7 peers`; empty for nothing.
+    """
+
+    url: str
+    total: int | None
+    done: Callable[[], int]
+    label: Callable[[], str] = str
+
+
 class Report:
     """The progress of one item; a context manager that keeps the line alive.
 
@@ -75,11 +92,8 @@ class Report:
         self._write = write
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._url = f"bittorrent://search/{name}"
-        self._total: int | None = None
-        self._done: Callable[[], int] = int
+        self._transfer = Transfer(f"bittorrent://search/{name}", None, int)
         self._last = -1
-        self._label: Callable[[], str] = str
         self._clock = clock
         self._started = (clock(), 0)
         self._noted: set[str] = set()
@@ -100,43 +114,29 @@ class Report:
         self._closed.set()
         self._thread.join()
 
-    def source(
-        self,
-        url: str,
-        total: int | None,
-        done: Callable[[], int],
-        label: Callable[[], str] | None = None,
-    ) -> None:
-        """Say where the item comes from now.
-
-        Args:
-            url: shown to the user; without spaces, and without `/nar/` unless it is HTTP
-                (the client's terminal code fails on such a URL).
-            total: bytes to transfer, None when unknown.
-            done: gives the bytes transferred so far.
-            label: gives what people call it by now, such as `swarm, 7 peers`.
-        """
-        if label and not url.startswith("http"):
+    def source(self, transfer: Transfer) -> None:
+        """Say where the item comes from now."""
+        url = transfer.url
+        if not url.startswith("http") and (label := transfer.label()):
             # Clients show what is behind the last slash, and can't have spaces.
-            url = f"{url},{label().replace(', ', ',').replace(' ', '-')}"
+            url = f"{url},{label.replace(', ', ',').replace(' ', '-')}"
         with self._lock:
-            self._label = label or str
-            self._started = (self._clock(), done())
-            self._url, self._total, self._done, self._last = url, total, done, -1
+            self._started = (self._clock(), transfer.done())
+            self._transfer, self._last = transfer._replace(url=url), -1
             if self._trace:
-                size = "-" if total is None else total
-                self._write(f"@ download-started {self._destination} {url} {size}\n")
+                self._write(f"@ download-started {self._destination} {url} {self._size()}\n")
             else:
                 self._write(f"Downloading {url}...\n")
 
     def succeeded(self) -> None:
         """Say that the item is in place."""
         with self._lock:
-            done = self._total if self._total is not None else self._done()
+            url, total = self._transfer.url, self._transfer.total
+            done = total if total is not None else self._transfer.done()
             if self._trace:
                 self._write(
-                    f"@ download-progress {self._destination} {self._url} {done} {done}\n"
-                    f"@ download-succeeded {self._destination} {self._url} {done}\n\n"
+                    f"@ download-progress {self._destination} {url} {done} {done}\n"
+                    f"@ download-succeeded {self._destination} {url} {done}\n\n"
                 )
             else:
                 self._write(f"\r\x1b[K{self._line(done)}\n\n")
@@ -155,7 +155,7 @@ class Report:
         idle = 0.0
         while not self._closed.wait(_INTERVAL):
             with self._lock:
-                done = self._done()
+                done = self._transfer.done()
                 idle = 0.0 if done != self._last else idle + _INTERVAL
                 if idle == 0.0 or idle >= HEARTBEAT:
                     idle = 0.0
@@ -165,10 +165,13 @@ class Report:
     def _show(self, done: int) -> None:
         if self._trace:
             # The client takes the total for a number as soon as it draws a bar.
-            size = "-" if self._total is None else self._total
-            self._write(f"@ download-progress {self._destination} {self._url} {size} {done}\n")
+            what = f"{self._destination} {self._transfer.url} {self._size()}"
+            self._write(f"@ download-progress {what} {done}\n")
         else:
             self._write(f"\r\x1b[K{self._line(done)}")
+
+    def _size(self) -> int | str:
+        return "-" if self._transfer.total is None else self._transfer.total
 
     def _line(self, done: int) -> str:
         """The bar as Guix draws it, with the source's name where there is room for it."""
@@ -177,11 +180,11 @@ class Report:
         rate = max(0, done - at_first) / seconds
         size = f"{done / 2**20:.1f}MiB"
         speed = f"{rate / 2**20:.1f}MiB/s {int(seconds) // 60:02}:{int(seconds) % 60:02}"
-        label = self._label()
+        label, total = self._transfer.label(), self._transfer.total
         source = f"  {label}" if label else ""
-        if not self._total:
+        if not total:
             return f" {self._name}  {size}  {speed}{source}"[: self._columns]
-        share = min(1.0, done / self._total)
+        share = min(1.0, done / total)
         end = f"{share:6.1%}"
         for left in (f" {self._name}{source}", f" {self._name}"):
             right = f"  {size}  {speed} "

@@ -17,6 +17,7 @@ from narswarm.fetchclient import Fetching, SeederClient, Source, SourceChangedEr
 from substituter.ahead import GRACE
 from substituter.lane import Runner
 from substituter.race import Standing
+from substituter.report import Transfer
 from substituter.sources import THREADS, Patience, swarm_label
 
 _LOOK: Final = 0.1
@@ -91,10 +92,12 @@ class SeederSource:
                 raise NetworkError(self.key, "was wrong before")
             url = f"bittorrent://{source.infohash}/{self._name}"
             runner.source(
-                url,
-                source.length,
-                lambda: fetching.progress().done,
-                lambda: swarm_label(fetching.progress().peers),
+                Transfer(
+                    url,
+                    source.length,
+                    lambda: fetching.progress().done,
+                    lambda: swarm_label(fetching.progress().peers),
+                )
             )
             chunks = fetching.chunks(
                 stall=lambda progress: (

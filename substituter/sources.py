@@ -16,6 +16,7 @@ from narswarm.httpclient import HttpClient
 from narswarm.httpwire import split
 from substituter.lane import Runner
 from substituter.nargate import exactly
+from substituter.report import Transfer
 from substituter.resume import Resuming
 
 if TYPE_CHECKING:
@@ -128,10 +129,12 @@ class SwarmSource:
         try:
             url = f"bittorrent://{self.candidate.infohash}/{self._name}"
             runner.source(
-                url,
-                self.candidate.length,
-                lambda: _progress(download).done,
-                lambda: swarm_label(_progress(download).peers),
+                Transfer(
+                    url,
+                    self.candidate.length,
+                    lambda: _progress(download).done,
+                    lambda: swarm_label(_progress(download).peers),
+                )
             )
             chunks = download.chunks(
                 stall=lambda progress: (
@@ -195,7 +198,7 @@ class HttpSource:
             size = response.length or self._source.file_size
             if size is None and kind == "none":
                 size = self._nar_size
-            runner.source(url, size, lambda: body.done, lambda: split(url).host)
+            runner.source(Transfer(url, size, lambda: body.done, lambda: split(url).host))
             chunks = iter(body)
             if kind == "none":
                 yield exactly(chunks, self._nar_size)

@@ -203,7 +203,7 @@ class Item:
             return False
         try:
             if ahead.found is not None:
-                self._report.source(*ahead.found)
+                self._report.source(ahead.found)
             gate.restore(ahead.file.chunks())
         except RestoreError:
             raise

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from narswarm.errors import NetworkError
 from substituter.contest import Contest
 from substituter.lane import Lane, Runner, Sources
 from substituter.race import Policy, Way
+from substituter.report import Transfer
 
 NAR = bytes(range(256)) * 64
 SIZE = len(NAR)
@@ -45,7 +46,7 @@ class Told:
         # One that was let go may be begun anew while it still ends.
         self._unwanted = unwanted = threading.Event()
         self.hangs = False
-        runner.source(f"x:{self.key}", None, lambda: 0)
+        runner.source(Transfer(f"x:{self.key}", None, lambda: 0))
         runner.on_drop(unwanted.set)
         try:
             yield self._chunks(unwanted)
@@ -75,16 +76,9 @@ class Shown:
     def __init__(self) -> None:
         self.urls: list[str] = []
 
-    def source(
-        self,
-        url: str,
-        total: int | None,
-        done: Callable[[], int],
-        label: Callable[[], str] | None = None,
-    ) -> None:
+    def source(self, transfer: Transfer) -> None:
         """Note whose bytes are read."""
-        del total, done, label
-        self.urls.append(url)
+        self.urls.append(transfer.url)
 
 
 class Race:

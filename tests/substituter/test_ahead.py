@@ -15,6 +15,7 @@ from narswarm.narinfo import Narinfo
 from substituter.ahead import STEADY, Ahead, AheadSource, Pace
 from substituter.lane import Runner
 from substituter.race import Standing, State, Way
+from substituter.report import Transfer
 from substituter.spool import Spool
 from tests.substituter.conftest import Item
 
@@ -55,7 +56,7 @@ def test_a_position_is_what_came_in_any_order(tmp_path: Path, make_item: Make) -
     assert file is not None
     ahead = Ahead(parsed(item), Way.SWARM, file)
     assert ahead.position() == 0
-    ahead.source("bittorrent://a", 100, lambda: 50)
+    ahead.source(Transfer("bittorrent://a", 100, lambda: 50))
     assert ahead.position() == size // 2
     file.write(item.nar)
     assert ahead.position() == size
@@ -86,7 +87,7 @@ def test_who_was_not_found_in_time_gets_no_more(tmp_path: Path, make_item: Make)
     source = AheadSource(ahead, Pace(lambda: 0))
     lane = Standing(State.RUNNING, ahead.begun + 10.0)
     assert source.standing(lane, ahead.begun + 10.0).since == ahead.begun
-    ahead.source("bittorrent://a", 100, lambda: 0)
+    ahead.source(Transfer("bittorrent://a", 100, lambda: 0))
     assert source.standing(lane, ahead.begun + 10.0).since == lane.since
     file.close()
 

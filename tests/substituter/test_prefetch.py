@@ -20,6 +20,7 @@ from substituter.ahead import Ahead
 from substituter.lane import NarSource, Runner
 from substituter.prefetch import Prefetcher
 from substituter.race import LEAST_RATE, Policy, Way
+from substituter.report import Transfer
 from substituter.schedule import FAST, FAST_AT_ONCE, LARGE, TINY
 from substituter.spool import Spool
 from tests.substituter.conftest import Item
@@ -47,7 +48,7 @@ class Fake:
         """Give the beginning, wait, and give the rest."""
         runner.on_drop(self.dropped.set)
         if self._found:
-            runner.source("http://host/nar", len(self._nar), lambda: 0, lambda: "host")
+            runner.source(Transfer("http://host/nar", len(self._nar), lambda: 0, lambda: "host"))
         try:
             yield self._chunks()
         finally:
@@ -116,15 +117,9 @@ class Race:
         self.alone = False
         self.shown: list[str] = []
 
-    def source(
-        self,
-        url: str,
-        total: int | None,
-        done: Callable[[], int],
-        label: Callable[[], str] | None = None,
-    ) -> None:
+    def source(self, transfer: Transfer) -> None:
         """Note it."""
-        assert label is not None
+        url, total, done, label = transfer
         self.shown.append(f"{url} {total} {done()} {label()}")
 
     def on_drop(self, callback: Callable[[], None]) -> None:
@@ -170,7 +165,7 @@ def test_an_item_is_there_before_it_is_asked_for(lab: Lab, make_item: Make) -> N
     source.allowed.set()
     assert followed(ahead) == item.nar
     assert ahead.found is not None
-    assert ahead.found[0] == "http://host/nar"
+    assert ahead.found.url == "http://host/nar"
     assert ahead.used is source
     lab.prefetcher.give_back(ahead)
     assert source.ended.wait(PATIENCE)

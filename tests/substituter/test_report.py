@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from substituter import report
-from substituter.report import Report
+from substituter.report import Report, Transfer
 
 DEST = "/gnu/store/5qz5dk6nl8x0ks3cxcjdb8h97phh4b5f-lab-app"
 URL = "bittorrent://ab/lab-app"
@@ -37,7 +37,7 @@ def test_trace_lines_are_those_that_clients_parse() -> None:
     """With an extended trace: started, progress as bytes arrive, a last progress, succeeded."""
     screen, done = Screen(), [0]
     with Report(DEST, "lab-app", trace=True, columns=79, write=screen) as shown:
-        shown.source(URL, 411, lambda: done[0])
+        shown.source(Transfer(URL, 411, lambda: done[0]))
         screen.wait_for(f"@ download-progress {DEST} {URL} 411 0\n")
         done[0] = 100
         screen.wait_for(f"@ download-progress {DEST} {URL} 411 100\n")
@@ -52,7 +52,7 @@ def test_an_unknown_size_is_a_dash() -> None:
     """Clients take `-` for a size that nobody knows."""
     screen = Screen()
     with Report(DEST, "lab-app", trace=True, columns=79, write=screen) as shown:
-        shown.source(URL, None, lambda: 5)
+        shown.source(Transfer(URL, None, lambda: 5))
         screen.wait_for(f"@ download-progress {DEST} {URL} - 5\n")
     assert f"@ download-started {DEST} {URL} -\n" in screen.text
 
@@ -63,7 +63,7 @@ def test_something_is_written_although_nothing_moves(monkeypatch: pytest.MonkeyP
     screen = Screen()
     line = f"@ download-progress {DEST} {URL} 411 0\n"
     with Report(DEST, "lab-app", trace=True, columns=79, write=screen) as shown:
-        shown.source(URL, 411, lambda: 0)
+        shown.source(Transfer(URL, 411, lambda: 0))
         screen.wait_for(line * 2)
 
 
@@ -82,7 +82,7 @@ def test_text_for_people_fits_the_terminal(columns: int) -> None:
     """Without a trace there is one bar, redrawn in place and never wider than the terminal."""
     screen, done = Screen(), [0]
     with Report(DEST, "lab-app", trace=False, columns=columns, write=screen) as shown:
-        shown.source(URL, 100 << 20, lambda: done[0])
+        shown.source(Transfer(URL, 100 << 20, lambda: done[0]))
         done[0] = 50 << 20
         screen.wait_for("50.0MiB"[: columns - 10])
         shown.succeeded()
@@ -96,7 +96,7 @@ def test_nothing_is_written_after_the_end() -> None:
     """The reply comes after the last line, and the daemon wants nothing beside it."""
     screen = Screen()
     with Report(DEST, "lab-app", trace=True, columns=79, write=screen) as shown:
-        shown.source(URL, 411, lambda: 0)
+        shown.source(Transfer(URL, 411, lambda: 0))
     assert not any(thread.name == "report" for thread in threading.enumerate())
 
 
@@ -141,8 +141,8 @@ def test_the_source_is_named_by_what_people_call_it() -> None:
     """In a trace behind the item's name, without spaces; a server's URL says it already."""
     screen = Screen()
     with Report(DEST, "lab-app", trace=True, columns=79, write=screen) as shown:
-        shown.source(URL, 411, lambda: 0, lambda: "swarm, 7 peers")
-        shown.source("http://h/nar/x", 411, lambda: 0, lambda: "h")
+        shown.source(Transfer(URL, 411, lambda: 0, lambda: "swarm, 7 peers"))
+        shown.source(Transfer("http://h/nar/x", 411, lambda: 0, lambda: "h"))
     assert f"@ download-started {DEST} {URL},swarm,7-peers 411\n" in screen.text
     assert f"@ download-started {DEST} http://h/nar/x 411\n" in screen.text
 
@@ -162,7 +162,7 @@ def test_the_bar_is_as_guix_draws_it(columns: int, line: str) -> None:
         DEST, "lab-app", trace=False, columns=columns, write=screen, clock=lambda: now[0]
     )
     done = [0]
-    shown.source(URL, 100 << 20, lambda: done[0], lambda: "swarm, 7 peers")
+    shown.source(Transfer(URL, 100 << 20, lambda: done[0], lambda: "swarm, 7 peers"))
     now[0], done[0] = 2.0, 50 << 20
     shown._show(done[0])
     assert screen.text.endswith(f"\r\x1b[K{line}")

@@ -22,7 +22,7 @@ from narswarm.metainfo import Metainfo
 from narswarm.payload import Kind, file_name
 from narswarm.swarm import Swarm
 from narswarm.swarm_settings import SwarmSettings
-from substituter.report import Report
+from substituter.report import Report, Transfer
 from substituter.sources import MIN_RATE, HttpSource, Patience, SwarmSource, swarm_label
 from tests.substituter.conftest import COMPRESS, Item, Site, torrent_of
 
@@ -46,15 +46,9 @@ class Seen:
         self.alone = False
         self.drop: Callable[[], None] = lambda: None
 
-    def source(
-        self,
-        url: str,
-        total: int | None,
-        done: Callable[[], int],
-        label: Callable[[], str] | None = None,
-    ) -> None:
+    def source(self, transfer: Transfer) -> None:
         """Show it at once."""
-        self._report.source(url, total, done, label)
+        self._report.source(transfer)
 
     def on_drop(self, callback: Callable[[], None]) -> None:
         """Keep it for the test."""
