@@ -101,8 +101,12 @@ class SeederClient:
             self._plan.close()
             self._plan = None
 
-    def fetch(self, wanted: Wanted) -> Fetching:
+    def fetch(self, wanted: Wanted, *, more: bool = False) -> Fetching:
         """Have a NAR's payload fetched, before all that is fetched ahead.
+
+        Args:
+            wanted: the NAR.
+            more: it belongs to a plan, of which others may be fetching the same at this moment.
 
         Returns:
             A context manager, which cancels the fetch when it ends.
@@ -113,7 +117,7 @@ class SeederClient:
             BusyError: it doesn't answer.
         """
         connection = Connection(self._path, self._timeout)
-        connection.send({"op": "fetch", **_described(wanted)})
+        connection.send({"op": "fetch", "more": more, **_described(wanted)})
         return Fetching(connection, wanted)
 
     def prefetch(self, items: Sequence[Wanted]) -> int:
@@ -173,6 +177,7 @@ class Fetching:
         self._complete = False
         self._preparing = False
         self._pace: tuple[float, float] | None = None
+        self._members = 0
         self._failure: NarswarmError | None = None
         self._progress = Progress(0, 0, 0, 0, 0.0, 0)
         self._heard = self._started = time.monotonic()
@@ -204,6 +209,11 @@ class Fetching:
         said any more once bytes come. `source` and `chunks` take in what the seeder says.
         """
         return self._preparing
+
+    @property
+    def members(self) -> int:
+        """How many others fetch what the seeder fetches, as far as it met them lately."""
+        return self._members
 
     def source(self, timeout: float) -> Source:
         """Wait until a torrent was found.
@@ -344,6 +354,7 @@ class Fetching:
                 length = self._source.length if self._source is not None else 0
                 self._contiguous = min(int(answer["contiguous"]), length)
                 self._preparing = answer.get("preparing") is True
+                self._members = max(0, int(answer.get("members", 0)))
                 pace, quiet = answer.get("pace"), answer.get("quiet")
                 self._pace = None
                 if pace is not None and quiet is not None:

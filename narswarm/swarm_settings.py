@@ -48,6 +48,10 @@ COMMON = {
     "allow_multiple_connections_per_ip": True,  # universities and carriers share addresses
     "min_reconnect_time": 1,  # a full seeder refuses; 60 s later the download is long elsewhere
     "connection_speed": 1000,
+    # Slots are given anew every 15 s, in which a crowd that fetches the same is done.
+    "unchoke_slots_limit": -1,
+    # What has been asked of a seed isn't taken from a peer that gets it meanwhile.
+    "request_queue_time": 1,
     # The default stops at the first that answers, and peers at the others hear nothing.
     "announce_to_all_trackers": True,
     "announce_to_all_tiers": True,
@@ -65,10 +69,6 @@ FETCH = {
     # `Swarm` lets it in when a download starves (peers behind NAT may have nothing else).
     "enable_outgoing_utp": False,
     "connections_limit": 2000,
-    # Slots are given anew every 15 s, in which a crowd that fetches the same is done.
-    "unchoke_slots_limit": -1,
-    # What has been asked of a seed isn't taken from a peer that gets it meanwhile.
-    "request_queue_time": 1,
     # A session that ends in a moment mustn't be in others' routing tables (BEP 43).
     "dht_read_only": True,
     "dht_announce_interval": 15,  # lookups are paced by it: 900 s would starve a batch
@@ -77,7 +77,6 @@ FETCH = {
 SEED = {
     "connections_limit": 8000,  # beyond it peers are refused, and wait for a minute
     "listen_queue_size": 1000,
-    "unchoke_slots_limit": -1,
     "dht_announce_interval": 24 * 3600,  # the seeder does it, faster (seeder.dht_announces)
     "dht_upload_rate_limit": 500_000,  # the default delays announces
     # Multicasts for each torrent; those who look for one multicast too, and a seeder hears them.

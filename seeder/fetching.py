@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 
 from narswarm.errors import BusyError, NarswarmError
 from narswarm.fetchclient import Wanted
+from narswarm.pace import Pace
 from narswarm.payload import Kind
 from seeder.fetching_job import LOOK, Fetches, Finds, Job, View
 from seeder.fetching_plan import SMALL, Plans, Rates
@@ -125,6 +126,8 @@ class Fetcher:
         self._jobs: dict[bytes, Job] = {}
         self._plans = Plans()
         self._rates = Rates(rate)
+        self._brought = 0
+        self._pace = Pace(self._position)
         self._news = threading.Event()
         self._closed = False
         self._threads: dict[Job, threading.Thread] = {}
@@ -150,12 +153,15 @@ class Fetcher:
     # For those who wait
 
     @contextlib.contextmanager
-    def use(self, wanted: Wanted, listener: Callable[[], None]) -> Iterator[Callable[[], View]]:
+    def use(
+        self, wanted: Wanted, listener: Callable[[], None], *, more: bool = False
+    ) -> Iterator[Callable[[], View]]:
         """Have a NAR fetched as long as this context lasts.
 
         Args:
             wanted: the NAR.
             listener: called when something has changed; it must not wait.
+            more: it is one of a plan, which others may have as well: see `Swarm.fetch`.
 
         Yields:
             What says how far it is.
@@ -169,7 +175,7 @@ class Fetcher:
             yield lambda: view
             return
         with self._lock:
-            job = self._job(wanted)
+            job = self._job(wanted, more=more)
             if not job.users:
                 job.waited = time.monotonic()
             job.users += 1
@@ -223,7 +229,11 @@ class Fetcher:
             return [(job.wanted, job.view, job.users > 0) for job in self._jobs.values()]
 
     def pace(self) -> tuple[float, float]:
-        """Of all that is fetched: bytes of NARs a second, and seconds since the last byte came."""
+        """Of all that is fetched: bytes of NARs a second, and seconds since the last byte came.
+
+        The rate is that of a moment or of `narswarm.pace.STEADY` seconds, whichever is more.
+        """
+        _, steady = self._pace.look(time.monotonic())
         with self._lock:
             running = [(job.wanted.nar_size, job.view) for job in self._jobs.values()]
         rate, idle = 0.0, math.inf
@@ -231,7 +241,12 @@ class Fetcher:
             if not view.over and view.progress.received:
                 rate += view.progress.rate * nar_size / view.length
                 idle = min(idle, view.progress.idle)
-        return rate, idle
+        return max(rate, steady or 0.0), idle
+
+    @property
+    def members(self) -> int:
+        """How many others fetch the same, as far as they were met lately."""
+        return self._swarm.members()
 
     @property
     def planned(self) -> int:
@@ -239,9 +254,14 @@ class Fetcher:
         with self._lock:
             return len(self._plans)
 
+    def _position(self) -> int:
+        """Bytes of NARs that have come."""
+        with self._lock:
+            return self._brought + sum(job.brought for job in self._threads)
+
     # Jobs; the lock is held
 
-    def _job(self, wanted: Wanted) -> Job:
+    def _job(self, wanted: Wanted, *, more: bool = False) -> Job:
         """The job of a NAR, begun now if there is none."""
         self._forget_evicted()
         job = self._jobs.get(wanted.nar_hash)
@@ -257,6 +277,7 @@ class Fetcher:
                 self._trackers,
                 self._web_seeds,
             )
+            job.more = more
             self._jobs[wanted.nar_hash] = job
             thread = threading.Thread(
                 target=self._run,
@@ -314,6 +335,7 @@ class Fetcher:
             nar_hash = job.wanted.nar_hash
             with self._lock:
                 thread = self._threads.pop(job)
+                self._brought += job.brought
                 if self._ending.get(nar_hash) is thread:
                     del self._ending[nar_hash]
                 if job.view.error is not None and self._jobs.get(nar_hash) is job:
@@ -378,11 +400,16 @@ class Fetcher:
             return False
 
     def _limit(self) -> bool:
-        """Leave half of the line to whoever waits; says whether anything is fetched."""
+        """Leave half of the line to whoever waits; says whether anything is fetched.
+
+        In a crowd nothing is limited: members would wait for what is made slow here.
+        """
+        self._pace.look(time.monotonic())
+        crowded = self._swarm.members() > 0
         with self._lock:
             jobs = [job for job in self._jobs.values() if not job.view.over]
             ahead = [job for job in jobs if not job.users and job.wanted.nar_size > SMALL]
-            waiting = any(job.users for job in jobs)
+            waiting = any(job.users for job in jobs) and not crowded
             rates = [job.view.progress.rate for job in jobs]
             share = self._rates.share(rates, len(ahead), waiting=waiting)
             for job in ahead:

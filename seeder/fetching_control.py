@@ -49,7 +49,8 @@ class FetchControl:
 
     def _fetch(self, request: Mapping[str, Any], conversation: Conversation) -> None:
         wanted = parse_wanted(request)
-        with self._fetcher.use(wanted, conversation.wake) as look:
+        more = request.get("more") is True
+        with self._fetcher.use(wanted, conversation.wake, more=more) as look:
             told = View()
             while not told.complete:
                 view = look()
@@ -60,8 +61,8 @@ class FetchControl:
                 elif view.error is not None:
                     raise NotFoundError(wanted.store_path, view.error.reason)
                 elif view.serial or view.preparing:
-                    pace = _pace(*self._fetcher.pace())
-                    conversation.send({"event": "progress", **_progress(view), **pace})
+                    others = _pace(*self._fetcher.pace()) | {"members": self._fetcher.members}
+                    conversation.send({"event": "progress", **_progress(view), **others})
                 told = view
                 if not view.complete:
                     conversation.wait(INTERVAL)

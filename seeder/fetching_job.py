@@ -63,6 +63,9 @@ class Fetches(Protocol):
     ) -> Download:
         """Begin to fetch."""
 
+    def members(self) -> int:
+        """How many were met lately as they fetched what is fetched here, too."""
+
 
 class Finds(Protocol):
     """What finds torrents: a `narswarm.candidates.Torrents`."""
@@ -144,6 +147,7 @@ class Job:
         users: how many wait for it.
         waited: since when, of a clock that doesn't jump.
         plans: who wants it ahead.
+        more: whoever waits for it is going to want others of a plan.
         view: how far it is.
         torrent: the metainfo of the torrent in `view`.
         download: what goes on in the swarm; None before and after.
@@ -162,6 +166,7 @@ class Job:
         self.users = 0
         self.waited = 0.0
         self.plans: set[Hashable] = set()
+        self.more = False
         self.view = View()
         self.torrent = b""
         self.download: Download | None = None
@@ -194,6 +199,12 @@ class Job:
     def cancelled(self) -> bool:
         """Whether it was told to end."""
         return self._cancelled.is_set()
+
+    @property
+    def brought(self) -> int:
+        """Bytes of the NAR that are here, as far as those of its payload tell."""
+        view = self.view
+        return self.wanted.nar_size * view.progress.done // view.length if view.length else 0
 
     def moved(self, path: Path) -> None:
         """The complete file has another name from now on."""
@@ -286,7 +297,7 @@ class Job:
                 peers=candidate.peers,
                 web_seeds=webseeds.of_settings(self._web_seeds, candidate.kind),
                 # Of a plan others may be at the same items, and all are wanted in the end.
-                in_order=not self.plans,
+                in_order=not (self.plans or self.more),
             )
             download.follow(self._changed.set)
             self.download, self.torrent = download, candidate.torrent

@@ -15,8 +15,9 @@ from typing import Final
 
 from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
+from narswarm.pace import Pace
 from substituter.lane import NarSource, Runner
-from substituter.race import ASSUMED_RATE, Meter, Standing, Way
+from substituter.race import ASSUMED_RATE, Standing, Way
 from substituter.report import Transfer
 from substituter.spool import SpoolFile
 
@@ -25,16 +26,6 @@ _LOOK: Final = 0.05
 
 GRACE: Final = 20.0
 """Seconds that an item may be silent while others of its way come."""
-
-MOVES: Final = 2.0
-"""Seconds in which a byte shows that a way moves."""
-
-_PACE: Final = 0.2
-"""Seconds between two looks at how far everything is."""
-
-STEADY: Final = 10.0
-"""Seconds over which a way is judged as a whole. A crowd on one line goes by fits and starts, and a
-server that joins for a slow moment takes the line from all of its members, who then get slower."""
 
 
 class Ahead:
@@ -218,46 +209,3 @@ class _Following:
                 yield chunk
             elif self._runner.dropped:
                 raise NetworkError(self._ahead.narinfo.store_path, "is not wanted any more")
-
-
-class Pace:
-    """How fast a way is in all that it fetches ahead.
-
-    Args:
-        position: bytes of NARs that it has brought.
-    """
-
-    def __init__(self, position: Callable[[], int]) -> None:
-        self._position = position
-        self._lock = threading.Lock()
-        self._meters = Meter(), Meter(STEADY)
-        self._looked = -math.inf
-        self._before = 0
-        self._lost = 0
-        self.last = -math.inf
-        """When the last byte came, as of the last look."""
-        self.rate: float | None = None
-        """As of the last look, in a moment or over `STEADY` seconds, whichever is more."""
-
-    def moves(self) -> bool:
-        """Whether something comes."""
-        now = time.monotonic()
-        return now - self.look(now)[0] < MOVES
-
-    def look(self, now: float) -> tuple[float, float | None]:
-        """When the last byte came, as far as it was looked at, and the rate."""
-        with self._lock:
-            if now - self._looked >= _PACE:
-                self._looked = now
-                position = self._position() + self._lost
-                if position < self._before:
-                    # What was let go had come all the same.
-                    self._lost += self._before - position
-                    position = self._before
-                if position != self._before:
-                    self._before, self.last = position, now
-                for meter in self._meters:
-                    meter.add(now, position)
-                rates = [rate for meter in self._meters if (rate := meter.rate(now)) is not None]
-                self.rate = max(rates, default=None)
-            return self.last, self.rate

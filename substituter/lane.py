@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol, runtime_checkable
 
 from narswarm.errors import NetworkError
-from substituter.race import Meter, Standing, State, Way
+from narswarm.pace import Meter
+from substituter.race import Standing, State, Way
 from substituter.report import Transfer
 
 AHEAD: Final = 16 << 20

@@ -21,7 +21,8 @@ from random import Random
 from typing import Final, Protocol
 
 from narswarm.narinfo import Narinfo
-from substituter.ahead import MOVES, Ahead, AheadSource, Pace
+from narswarm.pace import MOVES, Pace
+from substituter.ahead import Ahead, AheadSource
 from substituter.lane import NarSource
 from substituter.race import LEAST_RATE, Policy, Way, worth
 from substituter.schedule import (

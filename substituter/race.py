@@ -12,7 +12,6 @@ it can't win any more; one that is ahead stays until it is overtaken, so that no
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -125,34 +124,6 @@ class Decision(NamedTuple):
 
 
 NOTHING: Final = Decision()
-
-
-class Meter:
-    """The rate of a way over the last seconds.
-
-    Args:
-        window: seconds.
-    """
-
-    def __init__(self, window: float = 2.0) -> None:
-        self._window = window
-        self._samples: deque[tuple[float, int]] = deque()
-
-    def add(self, now: float, position: int) -> None:
-        """Note a position."""
-        self._samples.append((now, position))
-
-    def rate(self, now: float) -> float | None:
-        """Bytes a second, None before there was time to tell."""
-        samples = self._samples
-        while len(samples) > 1 and now - samples[1][0] >= self._window:
-            samples.popleft()
-        if not samples:
-            return None
-        begin, position = samples[0]
-        if now - begin < SLOW / 2:
-            return None
-        return (self._samples[-1][1] - position) / (now - begin)
 
 
 def first(policy: Policy, nar_size: int, *, ahead: bool = False, begun: Way | None = None) -> Way:

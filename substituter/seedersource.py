@@ -33,6 +33,7 @@ class SeederSource:
         patience: when to give up.
         name: the item's base name, shown to the user.
         refused: infohashes of torrents that were wrong.
+        more: others of a plan will be asked for.
 
     Attributes:
         infohash: of the torrent that is used, "" before there is one.
@@ -46,6 +47,8 @@ class SeederSource:
         patience: Patience,
         name: str,
         refused: Container[str],
+        *,
+        more: bool = False,
     ) -> None:
         self.key = f"the seeder's {name}"
         self.infohash = ""
@@ -55,6 +58,7 @@ class SeederSource:
         self._patience = patience
         self._name = name
         self._refused = refused
+        self._more = more
         self._fetching: Fetching | None = None
         self._before = (0, 0.0)
 
@@ -75,16 +79,16 @@ class SeederSource:
         if pace is not None:
             rate = max(pace[0], rate or 0.0)
             last = max(last, min(now - pace[1], last + GRACE))
-        return one._replace(
-            position=position, last=last, rate=rate, lonely=bool(position) and progress.peers == 1
-        )
+        members = fetching.members
+        lonely = bool(position) and progress.peers + members == 1
+        return one._replace(position=position, last=last, rate=rate, lonely=lonely, members=members)
 
     @contextlib.contextmanager
     def nar(self, runner: Runner) -> Iterator[Iterator[bytes]]:
         """Have it fetched, decompressing what has arrived while the rest is on its way."""
         wait = Wait(self._patience, self._wanted.nar_size, time.monotonic())
         self.changed = False
-        with self._client.fetch(self._wanted) as fetching:
+        with self._client.fetch(self._wanted, more=self._more) as fetching:
             source = self._found(fetching, runner, wait)
             self.infohash = source.infohash
             self._fetching = fetching
@@ -106,7 +110,8 @@ class SeederSource:
                         progress,
                         time.monotonic(),
                         preparing=fetching.preparing,
-                        alone=runner.alone,
+                        # A crowd's members listen before they ask seeds, and bring it in the end.
+                        alone=runner.alone or fetching.members > 0,
                     )
                 )
             )

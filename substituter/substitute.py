@@ -365,7 +365,14 @@ class Item:
         wanted = Wanted(narinfo.nar_hash, narinfo.nar_size, narinfo.store_path)
         name = self._path.rpartition("/")[2]
         for _ in range(_MAX_PATIENT):
-            source = SeederSource(seeder, wanted, self._finder.patience, name, self._refused)
+            source = SeederSource(
+                seeder,
+                wanted,
+                self._finder.patience,
+                name,
+                self._refused,
+                more=self._planner.is_more,
+            )
             yield source
             if not source.changed:
                 return

@@ -100,7 +100,7 @@ def test_a_payload_is_read_while_it_arrives(seeder: FakeSeeder, client: SeederCl
         seeder.more.set()
         assert b"".join(chunks) == b"tent"
         assert list(fetching.chunks()) == [b"content"]
-    assert seeder.requests.get(timeout=120) == {"op": "fetch", **DESCRIBED}
+    assert seeder.requests.get(timeout=120) == {"op": "fetch", "more": False, **DESCRIBED}
     assert seeder.gone.wait(120)
     wait_for_files(before)
 
@@ -111,18 +111,19 @@ def test_the_pace_of_all_is_known(seeder: FakeSeeder, client: SeederClient) -> N
         (source(), seeder.file(b"content")),
         progress(3),
         seeder.more,
-        progress(5) | {"pace": 1000, "quiet": 0.5},
+        progress(5) | {"pace": 1000, "quiet": 0.5, "members": 7},
         DONE,
     )
     with client.fetch(WANTED) as fetching:
         chunks = fetching.chunks()
         assert next(chunks) == b"con"
-        assert fetching.pace() is None
+        assert (fetching.pace(), fetching.members) == (None, 0)
         seeder.more.set()
         assert b"".join(chunks) == b"tent"
         rate, quiet = fetching.pace() or (0.0, 0.0)
         assert rate == 1000
         assert quiet >= 0.5
+        assert fetching.members == 7
 
 
 def test_what_is_there_already_is_given_at_once(seeder: FakeSeeder, client: SeederClient) -> None:
@@ -217,6 +218,7 @@ def test_the_rule_for_stalls_ends_it(seeder: FakeSeeder, client: SeederClient) -
         progress(0) | {"pace": 1.0, "quiet": -1.0},
         progress(0) | {"pace": float("inf"), "quiet": 0.0},
         progress(0) | {"pace": [], "quiet": 0.0},
+        progress(0) | {"members": []},
         {"event": "source", "infohash": "aa", "kind": "nar.zst", "length": 7},
         {"none": 1},
     ],

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from narswarm.errors import BusyError, NarswarmError, NetworkError
 from narswarm.fetchclient import SeederClient, Wanted
 from narswarm.merkle import PieceHasher
 from narswarm.metainfo import Metainfo
+from narswarm.pace import Pace
 from narswarm.payload import Kind, file_name
 from narswarm.swarm import Swarm
 from narswarm.swarm_settings import SwarmSettings
@@ -353,6 +355,20 @@ def test_whoever_waits_goes_first(world: World, monkeypatch: pytest.MonkeyPatch)
             world.until(lambda: limits[-1] == (infohash, 0))
 
 
+def test_nobody_goes_first_in_a_crowd(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made slow here would be waited for elsewhere, where it is asked of this machine."""
+    limits: list[int] = []
+    monkeypatch.setattr(Download, "limit", lambda _, rate: limits.append(rate))
+    monkeypatch.setattr(world.swarm, "members", lambda: 7)
+    ahead, waited = world.make(2 << 20, seeded=False), world.make(seeded=False)
+    world.client().prefetch([ahead])
+    world.until(lambda: [view.serial for view in world.views().values()] == [1])
+    with world.client().fetch(waited):
+        world.until(lambda: len(limits) > 2)
+    assert set(limits) == {0}
+    assert world.fetcher.members == 7
+
+
 def test_only_so_much_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest is refused; what is planned waits."""
     monkeypatch.setattr(fetching, "MAX_JOBS", 1)
@@ -416,3 +432,24 @@ def test_the_pace_is_that_of_all(world: World) -> None:
         job.view = View(1, length=500, progress=progress, complete=job is jobs[3])
     world.fetcher._jobs = {bytes([number]): job for number, job in enumerate(jobs)}
     assert world.fetcher.pace() == (300.0, 2.0)
+
+
+def test_the_pace_is_no_moment(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come lately counts, also of what is complete or was let go."""
+    now = 1000.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    job = world.fetcher._job(world.make(100_000, seeded=False))
+    world.until(lambda: bool(job.view.serial))
+    job.cancel()
+    world.until(lambda: job not in world.fetcher._threads)
+    world.fetcher.close()
+    monkeypatch.setattr(fetching, "time", clock)
+    world.fetcher._pace = Pace(world.fetcher._position)
+    world.fetcher._threads[job] = threading.current_thread()
+    for second in range(11):
+        now = 1000.0 + second
+        job.view = View(1, length=500, progress=Progress(second * 50, 500, 1, 0, 0.0, 1))
+        assert world.fetcher.pace()[0] == (10_000 if second else 0.0)
+    world.fetcher._threads.clear()
+    now += 1.0
+    assert world.fetcher.pace()[0] == 9_000

@@ -37,12 +37,18 @@ class Refuser:
         """Something comes from the second time on."""
         return self.paces.pop(0) if self.paces[1:] else self.paces[0]
 
+    @property
+    def members(self) -> int:
+        """A crowd is there as soon as something comes."""
+        return 0 if self.paces[1:] else 7
+
     def refuse(self, nar_hash: bytes, infohash: str) -> None:
         """Remember it."""
         self.refused.append((nar_hash, infohash))
 
-    def use(self, _wanted: Wanted, _listener: object) -> Refuser:
+    def use(self, _wanted: Wanted, _listener: object, *, more: bool) -> Refuser:
         """Be the context."""
+        self.more = more
         return self
 
     def __enter__(self) -> Any:
@@ -140,7 +146,8 @@ def test_what_is_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     answers: list[dict[str, Any]] = []
     with near(tmp_path) as directory, socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(directory / "control.sock"))
-        connection.sendall(json.dumps({"op": "fetch", **REQUEST}).encode() + b"\n")
+        request = {"op": "fetch", "more": True, **REQUEST}
+        connection.sendall(json.dumps(request).encode() + b"\n")
         with connection.makefile() as lines:
             while not answers or answers[-1]["event"] != "done":
                 answers.append(json.loads(lines.readline()))
@@ -152,5 +159,7 @@ def test_what_is_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("progress", False),
         ("done", None),
     ]
-    told = [(each.get("pace"), each.get("quiet")) for each in answers]
-    assert told == [(None, None), (None, None), (1000, 0.25), (1000, 0.25), (None, None)]
+    told = [(each.get("pace"), each.get("quiet"), each.get("members")) for each in answers]
+    coming = (1000, 0.25, 7)
+    assert told == [(None, None, 7), (None,) * 3, coming, coming, (None,) * 3]
+    assert refuser.more

@@ -87,6 +87,10 @@ class FakeSwarm:
         self.in_order: list[bool] = []
         self.setups: dict[str, Callable[[FakeDownload], None]] = {}
 
+    def members(self) -> int:
+        """Nobody else."""
+        return 0
+
     def fetch(
         self,
         torrent: bytes,
@@ -203,14 +207,18 @@ def test_what_is_in_the_file_is_shown(bench: Bench) -> None:
     assert download.cancelled is True
 
 
-@pytest.mark.parametrize(("plans", "in_order"), [(set(), True), ({"client"}, False)])
+@pytest.mark.parametrize(
+    ("plans", "more", "in_order"),
+    [(set(), False, True), ({"client"}, False, False), (set(), True, False)],
+)
 def test_what_is_planned_comes_in_any_order(
-    bench: Bench, plans: set[Hashable], in_order: bool
+    bench: Bench, plans: set[Hashable], *, more: bool, in_order: bool
 ) -> None:
-    """Pieces come in order only if nobody planned to have the item later."""
+    """Pieces come in order only if it is part of no plan, which others may have as well."""
     bench.torrents.here = [candidate("a")]
     bench.swarm.setups = {"a": complete}
     bench.job.plans |= plans
+    bench.job.more = more
     assert bench.run().complete
     assert bench.swarm.in_order == [in_order]
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 
 from narswarm import narinfo
 from narswarm.narinfo import Narinfo
-from substituter.ahead import STEADY, Ahead, AheadSource, Pace
+from narswarm.pace import Pace
+from substituter.ahead import Ahead, AheadSource
 from substituter.lane import Runner
 from substituter.race import Standing, State, Way
 from substituter.report import Transfer
@@ -61,21 +61,6 @@ def test_a_position_is_what_came_in_any_order(tmp_path: Path, make_item: Make) -
     file.write(item.nar)
     assert ahead.position() == size
     file.close()
-
-
-def test_a_way_moves_as_long_as_bytes_come() -> None:
-    """Positions are looked at a few times a second, however often it is asked."""
-    looks: list[int] = []
-
-    def position() -> int:
-        looks.append(0)
-        return len(looks)
-
-    pace = Pace(position)
-    for _ in range(100):
-        assert pace.look(5.0) == (5.0, None)
-    assert len(looks) == 1
-    assert pace.look(6.0) == (6.0, 1.0)
 
 
 def test_who_was_not_found_in_time_gets_no_more(tmp_path: Path, make_item: Make) -> None:
@@ -127,24 +112,3 @@ class One:
         """Nothing."""
         del runner
         return nullcontext(iter(()))
-
-
-def test_a_way_never_goes_back() -> None:
-    """What is let go had come all the same; rates below zero would call servers for nothing."""
-    positions = iter([0, 1000, 400, 500])
-    pace = Pace(lambda: next(positions))
-    looks = [pace.look(float(now)) for now in range(4)]
-    assert [last for last, _ in looks] == [-math.inf, 1.0, 1.0, 3.0]
-    assert [rate for _, rate in looks[1:]] == [1000.0, 500.0, 1100 / 3]
-
-
-def test_a_slow_moment_is_none() -> None:
-    """A way that was fast lately is slow only when it has been slow for ten seconds."""
-    position = 0
-    pace = Pace(lambda: position)
-    for now in range(int(STEADY) + 1):
-        position = now * 1000
-        assert now == 0 or pace.look(float(now))[1] == 1000.0
-        pace.look(float(now))
-    rates = [pace.look(STEADY + now)[1] for now in range(1, int(STEADY) + 1)]
-    assert rates == [1000.0 - 100.0 * now for now in range(1, int(STEADY) + 1)]

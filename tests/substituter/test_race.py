@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
+from narswarm.pace import Meter
 from substituter import race
-from substituter.race import Decision, Meter, Policy, Standing, State, Way, decide, first
+from substituter.race import Decision, Policy, Standing, State, Way, decide, first
 
 TICK = 0.02
 SMALL = 300_000
@@ -246,22 +247,6 @@ def test_nobody_joins_one_that_waits_for_the_reader() -> None:
     beside = Standing(State.RUNNING, 0.0, True, 10, 1.0)
     ways = {Way.SWARM: full, Way.HTTP: beside}
     assert decide(Policy.RACE, LARGE, ways, 60.0) == Decision(stop=Way.HTTP)
-
-
-def test_a_rate_takes_time_to_tell() -> None:
-    """No rate before half a second; then that of the window alone."""
-    meter = Meter(window=2.0)
-    assert meter.rate(0.0) is None
-    meter.add(0.0, 0)
-    meter.add(0.25, 250)
-    assert meter.rate(race.SLOW / 2 - 0.01) is None
-    assert meter.rate(0.5) == 500
-    for tenth in range(5, 101):
-        meter.add(tenth / 10, 250)
-    assert meter.rate(10.0) == 0
-    meter.add(12.0, 4250)
-    assert meter.rate(12.0) == 2000
-    assert meter.rate(14.0) == 0
 
 
 def test_what_was_fetched_ahead_is_taken_first() -> None:

@@ -144,6 +144,7 @@ class Coming:
         self.done = done
         self.peers = peers
         self.pace_now = pace
+        self.members = 0
 
     def progress(self) -> Progress:
         """How far it is."""
@@ -169,6 +170,9 @@ def test_how_far_it_is_counts_all_that_the_seeder_has() -> None:
     assert made.standing(one, 14.0) == seen._replace(rate=5.0)
     coming.peers = 1
     assert made.standing(one, 14.0).lonely
+    coming.members = 7
+    crowded = made.standing(one, 14.0)
+    assert (crowded.lonely, crowded.members) == (False, 7)
     coming.source_now = None
     assert made.standing(one, 14.0) == one
 
@@ -202,7 +206,7 @@ def test_the_seeder_serves_without_a_session_and_is_told_the_plan(
     assert b"".join(nar.dump(tmp_path / "out")) == item.nar
     requests = [seeder.requests.get(timeout=120) for _ in range(2)]
     by_name = {request["op"]: request for request in requests}
-    assert by_name["fetch"]["store_path"] == item.path
+    assert (by_name["fetch"]["store_path"], by_name["fetch"]["more"]) == (item.path, True)
     assert [each["store_path"] for each in by_name["prefetch"]["items"]] == [later.path]
     assert not [request for request in site.requests if "/nar/" in request]
 
