@@ -16,14 +16,16 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import NamedTuple, Protocol
 
 from narswarm.errors import BusyError, NarswarmError
 from narswarm.fetchclient import Wanted
 from narswarm.pace import Pace
 from narswarm.payload import Kind
+from narswarm.plans import LARGE
 from seeder.fetching_job import LOOK, Fetches, Finds, Job, View
-from seeder.fetching_plan import SMALL, Plans, Rates
+from seeder.fetching_plan import Plans, Rates
 from seeder.fetching_store import FetchStore
 
 log = logging.getLogger(__name__)
@@ -124,7 +126,7 @@ class Fetcher:
         self._web_seeds = tuple(web_seeds)
         self._lock = threading.RLock()
         self._jobs: dict[bytes, Job] = {}
-        self._plans = Plans()
+        self._plans = Plans(Random())  # noqa: S311 -- nobody gains by guessing it
         self._rates = Rates(rate)
         self._brought = 0
         self._pace = Pace(self._position)
@@ -381,14 +383,15 @@ class Fetcher:
             running = {
                 job.wanted.nar_hash: job.wanted.nar_size
                 for job in self._jobs.values()
-                if job.plans and not job.users and not job.view.over
+                if (job.plans or job.more) and not job.view.over
             }
             moment = time.monotonic() - MOMENT
             waiting = any(
                 job.users and not job.view.over and job.waited < moment
                 for job in self._jobs.values()
             )
-            wanted = self._plans.next(running, self._store.room, waiting=waiting)
+            room, rate = self._store.room, self._pace.rate
+            wanted = self._plans.next(running, room, waiting=waiting, rate=rate)
             if wanted is None:
                 return False
             if self._finisher.local(wanted.nar_hash) is not None:
@@ -408,7 +411,7 @@ class Fetcher:
         crowded = self._swarm.members() > 0
         with self._lock:
             jobs = [job for job in self._jobs.values() if not job.view.over]
-            ahead = [job for job in jobs if not job.users and job.wanted.nar_size > SMALL]
+            ahead = [job for job in jobs if not job.users and job.wanted.nar_size >= LARGE]
             waiting = any(job.users for job in jobs) and not crowded
             rates = [job.view.progress.rate for job in jobs]
             share = self._rates.share(rates, len(ahead), waiting=waiting)

@@ -53,16 +53,16 @@ class FetchControl:
         with self._fetcher.use(wanted, conversation.wake, more=more) as look:
             told = View()
             while not told.complete:
-                view = look()
+                view, beside = look(), _pace(*self._fetcher.pace())
                 if view.serial != told.serial:
                     _pass_file(view, conversation)
                 if view.complete:
                     conversation.send({"event": "done"})
                 elif view.error is not None:
                     raise NotFoundError(wanted.store_path, view.error.reason)
-                elif view.serial or view.preparing:
-                    others = _pace(*self._fetcher.pace()) | {"members": self._fetcher.members}
-                    conversation.send({"event": "progress", **_progress(view), **others})
+                elif view.serial or view.preparing or beside:
+                    beside |= {"members": self._fetcher.members}
+                    conversation.send({"event": "progress", **_progress(view), **beside})
                 told = view
                 if not view.complete:
                     conversation.wait(INTERVAL)

@@ -3,23 +3,23 @@
 
 guix-daemon substitutes one item after another, but it asks about all of them before. So the rest of
 a plan is fetched while its first items are restored: in the plan's order, small items many at a
-time, as they cost round trips, large ones few at a time, as they cost bandwidth. While somebody
-waits for an item, the large ones together get half of the line at most, and when it takes longer
-than a moment, only a few small ones go beside it. Small ones have no limit of their own: one that
+time, as they cost round trips, large ones few at a time, as they cost bandwidth, and some of those
+out of turn (`narswarm.plans`). While somebody waits for an item, the large ones together get half
+of the line at most, and when it takes longer than a moment, only a few small ones go beside it.
+Small ones have no limit of their own: one that
 was made slow would take half a second to become fast again, which is longer than it lasts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
+from itertools import islice
+from random import Random
 
 from narswarm.fetchclient import Wanted
-
-SMALL = 1 << 20
-"""Bytes of a NAR up to which it is small."""
+from narswarm.plans import LARGE, LOOK_AHEAD, at_once, pick
 
 MAX_SMALL = 16
-MAX_LARGE = 4
 MAX_BESIDE = 4
 """Small items at a time beside an item that somebody waits for."""
 
@@ -33,9 +33,14 @@ _DECAY = 0.98
 
 
 class Plans:
-    """The plans of all clients. Not thread-safe: its owner has a lock."""
+    """The plans of all clients. Not thread-safe: its owner has a lock.
 
-    def __init__(self) -> None:
+    Args:
+        random: takes large items out of turn.
+    """
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
         self._plans: dict[Hashable, dict[bytes, Wanted]] = {}
 
     def __len__(self) -> int:
@@ -71,27 +76,41 @@ class Plans:
         return {owner for owner, plan in self._plans.items() if nar_hash in plan}
 
     def next(
-        self, running: Mapping[bytes, int], room: int, *, waiting: bool = False
+        self,
+        running: Mapping[bytes, int],
+        room: int,
+        *,
+        waiting: bool = False,
+        rate: float | None = None,
     ) -> Wanted | None:
         """What to begin with now, fairly from each plan; None if it is enough for now.
 
         Args:
-            running: sizes in bytes of the NARs that are fetched ahead now, by hash.
+            running: sizes in bytes of the NARs of plans that are fetched now, by hash.
             room: bytes of disk for them.
             waiting: whether somebody has been waiting for an item.
+            rate: bytes of NARs a second that come lately, None if that isn't known.
         """
-        most = MAX_BESIDE if waiting else MAX_SMALL
-        small = sum(size <= SMALL for size in running.values())
-        large = len(running) - small
+        most = MAX_BESIDE if waiting else MAX_SMALL, at_once(rate)
+        large = sum(size >= LARGE for size in running.values())
+        now = len(running) - large, large
         # The plan that has been served least recently is first.
         for owner, plan in list(self._plans.items()):
-            for item in plan.values():
-                if item.nar_hash in running or item.nar_size > room:
-                    continue
-                if (small < most) if item.nar_size <= SMALL else (large < MAX_LARGE):
+            able = (
+                each
+                for each in plan.values()
+                if each.nar_hash not in running and each.nar_size <= room
+            )
+            for item in able:
+                is_large = item.nar_size >= LARGE
+                if now[is_large] < most[is_large]:
                     self._plans[owner] = self._plans.pop(owner)
-                    return item
-                if small >= most and large >= MAX_LARGE:
+                    if not is_large:
+                        return item
+                    behind = islice(able, LOOK_AHEAD)
+                    others = (each for each in behind if LARGE <= each.nar_size <= room // 2)
+                    return pick(item, others, large, self._random)
+                if now[0] >= most[0] and now[1] >= most[1]:
                     return None
         return None
 

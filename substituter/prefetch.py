@@ -22,11 +22,11 @@ from typing import Final, Protocol
 
 from narswarm.narinfo import Narinfo
 from narswarm.pace import MOVES, Pace
+from narswarm.plans import FAST
 from substituter.ahead import Ahead, AheadSource
 from substituter.lane import NarSource
 from substituter.race import LEAST_RATE, Policy, Way, worth
 from substituter.schedule import (
-    FAST,
     HTTP_AT_ONCE,
     SWARM_AT_ONCE,
     Entry,

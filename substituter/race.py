@@ -237,7 +237,9 @@ def _is_behind(
         return False
     if not one.position:
         # What came of other items by the same way, if any did, is a sign of life as well.
-        if now - max(one.since, one.last) >= (FIRST_BYTE if one.found else BUDGET) * share:
+        # On a line that a crowd shares, whoever knows of torrents takes long to answer, too.
+        budget = FIRST_BYTE if one.found or one.members else BUDGET
+        if now - max(one.since, one.last) >= budget * share:
             return True
         if one.last <= one.since:
             return False

@@ -18,32 +18,17 @@ from itertools import islice
 from random import Random
 from typing import Final, NamedTuple
 
+from narswarm.plans import LARGE, LOOK_AHEAD, at_once, pick
 from substituter.race import Policy, Way
 
 TINY: Final = 128 << 10
 """Bytes of a NAR up to which it comes from a server, if it may."""
-
-LARGE: Final = 1 << 20
-"""Bytes of a NAR from which on it needs a share of the line rather than round trips."""
 
 HTTP_AT_ONCE: Final = 6
 """Connections to servers at a time."""
 
 SWARM_AT_ONCE: Final = 12
 """Items that are fetched from swarms at a time."""
-
-LARGE_AT_ONCE: Final = 2
-"""Large ones at a time by either way. A crowd on one slow line starves if each asks for many."""
-
-FAST_AT_ONCE: Final = 4
-"""The same where bytes come fast."""
-
-FAST: Final = 8 << 20
-"""Bytes of NARs a second that are fast."""
-
-
-_LOOK_AHEAD: Final = 256
-"""Items among which one is chosen out of turn."""
 
 
 class Entry(NamedTuple):
@@ -160,16 +145,15 @@ def choose(
     """
     if len(running) >= (HTTP_AT_ONCE if way is Way.HTTP else SWARM_AT_ONCE):
         return None
-    most = FAST_AT_ONCE if (rate or 0.0) >= FAST else LARGE_AT_ONCE
+    most = at_once(rate)
     large = sum(entry.size >= LARGE for entry in running)
     able = (each for each in entries if each.size <= room and (each.size < LARGE or large < most))
     found = next(able, None)
-    if found is None or found.size < LARGE:
+    if found is None or found.size < LARGE or random is None or way is Way.HTTP:
         return found
-    if random is not None and way is Way.SWARM and large % 2:
-        others = [each for each in islice(able, _LOOK_AHEAD) if LARGE <= each.size <= room // 2]
-        return random.choice([found, *others])
-    return found
+    behind = islice(able, LOOK_AHEAD)
+    others = (each for each in behind if LARGE <= each.size <= room // 2)
+    return pick(found, others, large, random)
 
 
 def _name(path: str) -> str:

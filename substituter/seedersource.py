@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Container, Iterator
 from dataclasses import replace
@@ -60,7 +61,7 @@ class SeederSource:
         self._refused = refused
         self._more = more
         self._fetching: Fetching | None = None
-        self._before = (0, 0.0)
+        self._before = (0, -math.inf)
 
     def standing(self, one: Standing, now: float) -> Standing:
         """How far it is, which isn't seen by what can be read in order; see `AheadSource`.
@@ -68,18 +69,20 @@ class SeederSource:
         What the seeder fetches beside it shares the line, and is wanted, too.
         """
         fetching = self._fetching
-        source = fetching.source_now if fetching is not None else None
-        if fetching is None or source is None or not source.length:
+        if fetching is None:
             return one
-        size, progress, pace = self._wanted.nar_size, fetching.progress(), fetching.pace()
-        position = max(one.position, min(size, size * progress.done // source.length))
-        if position != self._before[0]:
+        source, progress, pace = fetching.source_now, fetching.progress(), fetching.pace()
+        position, members = one.position, fetching.members
+        if source is not None and source.length:
+            size = self._wanted.nar_size
+            position = max(position, min(size, size * progress.done // source.length))
+        if position != self._before[0] or self._before[1] == -math.inf:
             self._before = position, now
         last, rate = max(one.last, self._before[1]), one.rate
         if pace is not None:
-            rate = max(pace[0], rate or 0.0)
             last = max(last, min(now - pace[1], last + GRACE))
-        members = fetching.members
+            if rate is not None:  # what others bring says nothing of one that was just begun
+                rate = max(pace[0], rate)
         lonely = bool(position) and progress.peers + members == 1
         return one._replace(position=position, last=last, rate=rate, lonely=lonely, members=members)
 
@@ -89,9 +92,9 @@ class SeederSource:
         wait = Wait(self._patience, self._wanted.nar_size, time.monotonic())
         self.changed = False
         with self._client.fetch(self._wanted, more=self._more) as fetching:
+            self._fetching = fetching
             source = self._found(fetching, runner, wait)
             self.infohash = source.infohash
-            self._fetching = fetching
             if source.infohash in self._refused:
                 raise NetworkError(self.key, "was wrong before")
             url = f"bittorrent://{source.infohash}/{self._name}"
@@ -110,8 +113,7 @@ class SeederSource:
                         progress,
                         time.monotonic(),
                         preparing=fetching.preparing,
-                        # A crowd's members listen before they ask seeds, and bring it in the end.
-                        alone=runner.alone or fetching.members > 0,
+                        alone=_alone(runner, fetching),
                     )
                 )
             )
@@ -135,9 +137,16 @@ class SeederSource:
             except SwarmStalledError:
                 now = time.monotonic()
                 nothing = Progress(0, 0, 0, 0, now - begin, 0)
-                over = wait.is_over(nothing, now, preparing=fetching.preparing, alone=runner.alone)
+                over = wait.is_over(
+                    nothing, now, preparing=fetching.preparing, alone=_alone(runner, fetching)
+                )
                 if runner.dropped or over:
                     raise
+
+
+def _alone(runner: Runner, fetching: Fetching) -> bool:
+    """Whether patience makes sense: a crowd's members listen before they ask seeds."""
+    return runner.alone or fetching.members > 0
 
 
 class Wait:

@@ -270,8 +270,9 @@ class Item:
         """The way by which the item is fetched already, beside others: here, or by the seeder."""
         if self._ahead is not None:
             return self._ahead.way
-        told = self._path in self._context.ahead and narinfo.nar_size > SMALL
-        return Way.SWARM if told else None
+        context = self._context
+        told = self._path in context.ahead or (context.seeder and self._planner.is_more)
+        return Way.SWARM if told and narinfo.nar_size > SMALL else None
 
     def _alone(self, source: NarSource, narinfo: Narinfo, gate: Gate) -> bool:
         """Restore from one source; whether the item is in place."""

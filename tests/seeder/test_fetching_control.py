@@ -31,10 +31,10 @@ class Refuser:
     def __init__(self, *views: View) -> None:
         self.refused: list[tuple[bytes, str]] = []
         self.views = list(views)
-        self.paces = [(0.0, math.inf), (1000.4, 0.25)]
+        self.paces = [(0.0, math.inf), (0.0, math.inf), (1000.4, 0.25)]
 
     def pace(self) -> tuple[float, float]:
-        """Something comes from the second time on."""
+        """Something comes from the third time on."""
         return self.paces.pop(0) if self.paces[1:] else self.paces[0]
 
     @property
@@ -130,7 +130,7 @@ def test_a_fetch_without_a_file(tmp_path: Path, view: View, error: str) -> None:
 
 
 def test_what_is_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also before there is a torrent; and how fast everything comes, as soon as something does."""
+    """Before there is a torrent, too; and as soon as anything comes, how fast everything does."""
     monkeypatch.setattr(fetching_control, "INTERVAL", 0.001)
     path = tmp_path / "payload"
     path.write_bytes(b"hello")
@@ -138,6 +138,7 @@ def test_what_is_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refuser: Any = Refuser(
         View(),
         View(preparing=True),
+        View(),
         replace(source, preparing=True),
         source,
         replace(source, complete=True, contiguous=5),
@@ -154,6 +155,7 @@ def test_what_is_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     server.close()
     assert [(each["event"], each.get("preparing")) for each in answers] == [
         ("progress", True),
+        ("progress", False),
         ("source", None),
         ("progress", True),
         ("progress", False),
@@ -161,5 +163,5 @@ def test_what_is_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
     told = [(each.get("pace"), each.get("quiet"), each.get("members")) for each in answers]
     coming = (1000, 0.25, 7)
-    assert told == [(None, None, 7), (None,) * 3, coming, coming, (None,) * 3]
+    assert told == [(None, None, 7), coming, (None,) * 3, coming, coming, (None,) * 3]
     assert refuser.more

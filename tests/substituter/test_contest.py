@@ -99,14 +99,21 @@ def test_rates_are_those_of_ways_that_were_not_held_up(monkeypatch: pytest.Monke
 
 
 def test_the_rate_of_one_that_was_let_go_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it needn't be tried again with each further item."""
+    """So that it needn't be tried again with each further item, nor with this one."""
+    known: list[Mapping[Way, float]] = []
     server, swarm = Told("a", 2 * PIECE, "hang"), Told("b", 0, "hang")
     stopped: list[float] = []
 
     def decided(
-        policy: Policy, size: int, ways: Mapping[Way, Standing], *rest: object, **more: object
+        policy: Policy,
+        size: int,
+        ways: Mapping[Way, Standing],
+        now: float,
+        expected: Mapping[Way, float],
+        **more: object,
     ) -> Decision:
-        del policy, size, rest, more
+        del policy, size, now, more
+        known.append(expected)
         for way in Way:
             if ways[way].state is State.WAITING and not stopped:
                 return Decision(start=way)
@@ -120,6 +127,7 @@ def test_the_rate_of_one_that_was_let_go_is_known(monkeypatch: pytest.MonkeyPatc
     race = Race(timed=True, http=[server], swarm=[swarm, Told("c")])
     assert race.read() == NAR
     assert race.contest.rates()[Way.HTTP] == stopped[0]
+    assert (known[0], known[-1]) == ({}, {Way.HTTP: stopped[0]})
 
 
 class Tidying(Told):

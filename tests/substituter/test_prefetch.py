@@ -15,13 +15,14 @@ import pytest
 from narswarm import narinfo
 from narswarm.errors import NetworkError
 from narswarm.narinfo import Narinfo
+from narswarm.plans import FAST, FAST_AT_ONCE, LARGE
 from substituter import prefetch
 from substituter.ahead import Ahead
 from substituter.lane import NarSource, Runner
 from substituter.prefetch import Prefetcher
 from substituter.race import LEAST_RATE, Policy, Way
 from substituter.report import Transfer
-from substituter.schedule import FAST, FAST_AT_ONCE, LARGE, TINY
+from substituter.schedule import TINY
 from substituter.spool import Spool
 from tests.substituter.conftest import Item
 

@@ -373,6 +373,16 @@ def test_others_of_a_plan_come_first() -> None:
     assert decide(Policy.RACE, LARGE, ways, 4.0, begun=Way.SWARM) == join
 
 
+def test_a_crowd_takes_its_time_to_be_found() -> None:
+    """Whoever knows of torrents may be on the line that the crowd shares."""
+    one = Standing(State.RUNNING, 0.0)
+    join = Decision(start=Way.HTTP)
+    for members, budget in ((0, race.BUDGET), (1, race.FIRST_BYTE)):
+        ways = {Way.SWARM: one._replace(members=members), Way.HTTP: Standing()}
+        assert decide(Policy.RACE, LARGE, ways, budget - 0.001) == Decision()
+        assert decide(Policy.RACE, LARGE, ways, budget) == join
+
+
 def test_without_servers_none_is_silent() -> None:
     """Nothing is said of swarms."""
     assert not race.stalls({Way.SWARM: Standing(State.RUNNING)}, 1000.0)

@@ -7,13 +7,10 @@ from random import Random
 
 import pytest
 
+from narswarm.plans import AT_ONCE, FAST, FAST_AT_ONCE, LARGE
 from substituter.race import Policy, Way
 from substituter.schedule import (
-    FAST,
-    FAST_AT_ONCE,
     HTTP_AT_ONCE,
-    LARGE,
-    LARGE_AT_ONCE,
     SWARM_AT_ONCE,
     TINY,
     Entry,
@@ -118,7 +115,7 @@ def test_each_way_has_its_limit(way: Way, most: int) -> None:
 
 @pytest.mark.parametrize(
     ("rate", "most"),
-    [(None, LARGE_AT_ONCE), (FAST - 1.0, LARGE_AT_ONCE), (float(FAST), FAST_AT_ONCE)],
+    [(None, AT_ONCE), (FAST - 1.0, AT_ONCE), (float(FAST), FAST_AT_ONCE)],
 )
 def test_few_large_ones_at_a_time(rate: float | None, most: int) -> None:
     """The next ones wait, smaller ones behind them don't; more run where bytes come fast."""

@@ -173,8 +173,19 @@ def test_how_far_it_is_counts_all_that_the_seeder_has() -> None:
     coming.members = 7
     crowded = made.standing(one, 14.0)
     assert (crowded.lonely, crowded.members) == (False, 7)
+    assert made.standing(one._replace(rate=None), 14.0).rate is None
+
+
+def test_what_is_not_found_yet_waits_as_long_as_others_come() -> None:
+    """From the first look on; what they bring says nothing of how fast it will be."""
+    client: Any = None
+    made = SeederSource(client, Wanted(b"", 1000, "/gnu/store/a"), PATIENCE, "a", set())
+    made._fetching = coming = cast("Any", Coming(0, 0, (900.0, 2.0)))
     coming.source_now = None
-    assert made.standing(one, 14.0) == one
+    one = Standing(since=50.0)
+    assert made.standing(one, 50.0) == one._replace(last=50.0)
+    assert made.standing(one, 55.0) == one._replace(last=53.0)
+    assert made.standing(one, 90.0) == one._replace(last=50.0 + GRACE)
 
 
 def substitute(world: World, item: Item, destination: Path) -> bytes:

@@ -27,6 +27,7 @@ from substituter import realguix, substitute
 from substituter.contest import Contest
 from substituter.lane import Runner
 from substituter.nargate import Gate
+from substituter.plan import PlanWriter
 from substituter.race import SMALL, Way
 from substituter.session import Session
 from substituter.settings import SubstituterSettings
@@ -315,13 +316,19 @@ def test_without_any_guix_a_wrong_copy_is_still_told(
 
 
 @pytest.mark.parametrize(
-    ("size", "told", "begun"),
-    [(SMALL + 8, True, Way.SWARM), (SMALL, True, None), (SMALL + 8, False, None)],
+    ("size", "told", "more", "begun"),
+    [
+        (SMALL + 8, True, False, Way.SWARM),
+        (SMALL, True, True, None),
+        (SMALL + 8, False, False, None),
+        (SMALL + 8, False, True, Way.SWARM),
+    ],
 )
 def test_what_the_seeder_fetches_ahead_is_begun(
     enter: Enter,
     make_item: Make,
     site: Site,
+    settings: SubstituterSettings,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -329,8 +336,9 @@ def test_what_the_seeder_fetches_ahead_is_begun(
     begun: Way | None,
     *,
     told: bool,
+    more: bool,
 ) -> None:
-    """Large items that it was told of are on their way, beside others."""
+    """Large items that it was told of, or is going to hear more beside, come with others."""
     empty = len(make_item("e", b"").nar)
     item = make_item("a", bytes(size - empty))
     assert len(item.nar) == size
@@ -343,9 +351,12 @@ def test_what_the_seeder_fetches_ahead_is_begun(
 
     monkeypatch.setattr(substitute, "Contest", Watched)
     site.offer(item, "zstd")
-    world = enter(site.url)
+    nowhere = str(tmp_path / "nowhere")
+    world = enter(site.url, changed=dataclasses.replace(settings, seeder=nowhere if more else ""))
     if told:
         world.context.ahead.add(item.path)
+    if more:
+        PlanWriter(world.context.plans).add([make_item("later").path])
     with Helper(world, capfd) as helper:
         assert helper(item, tmp_path / "out") == success(item)
     assert seen == [begun]
