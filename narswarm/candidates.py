@@ -63,6 +63,9 @@ FIRST_AGAIN = 0.2
 MAKING_RATE = 8 << 20
 """Bytes of NAR a second that whoever makes a torrent is given time for."""
 
+BUSY = 8.0
+"""Seconds more that trackers get to answer when the line is busy with what is wanted."""
+
 _PAUSE = 0.25
 """Seconds after which a search looks whether it was cancelled."""
 
@@ -142,6 +145,7 @@ class Torrents:
         *,
         patient: bool = False,
         preparing: Callable[[], None] | None = None,
+        busy: Callable[[], bool] | None = None,
     ) -> Iterator[Candidate]:
         """Those that trackers name, as their answers come in; each is kept.
 
@@ -158,6 +162,7 @@ class Torrents:
                 takes to read and compress so large a NAR.
             preparing: called once, by whoever looks for the next one, as soon as a tracker has
                 somebody prepare one, or seed one that nobody seeds.
+            busy: asked once, when time is up: whether the search may take `BUSY` seconds more.
         """
         from narswarm.trackerclient import PreparingError  # noqa: PLC0415 - see `_ask_one`
 
@@ -172,10 +177,7 @@ class Torrents:
         try:
             while (pending or again) and not cancelled.is_set():
                 now = time.monotonic()
-                due = [tracker for tracker, when in again.items() if when <= now]
-                pending |= self._submit(due, nar_hash, nar_size, notice)
-                for tracker in due:
-                    del again[tracker]
+                pending |= self._submit(_pop_due(again, now), nar_hash, nar_size, notice)
                 left = max(0.0, min([deadline, now + _PAUSE, *again.values()]) - now)
                 awaited: set[Future[Any]] = {*pending}
                 if preparing is not None and pending:
@@ -187,7 +189,9 @@ class Torrents:
                 if not pending:
                     cancelled.wait(left)
                 if not done and time.monotonic() >= deadline:
-                    return
+                    if busy is None or not busy():
+                        return
+                    deadline, busy = deadline + BUSY, None
                 for future in done:
                     tracker = pending.pop(future)
                     error = future.exception()
@@ -418,6 +422,14 @@ def _port(value: object) -> int:
     if type(value) is not int or not 0 < value < 65536:
         raise ValueError
     return value
+
+
+def _pop_due(again: dict[_Tracker, float], now: float) -> list[_Tracker]:
+    """Take out those whose time has come."""
+    due = [tracker for tracker, when in again.items() if when <= now]
+    for tracker in due:
+        del again[tracker]
+    return due
 
 
 def _result(future: Future[list[Candidate]], warn: Callable[[str], None]) -> list[Candidate]:

@@ -57,13 +57,21 @@ class Finder:
             ways.add(Way.SWARM)
         return frozenset(ways)
 
-    def ahead(self, narinfo: Narinfo, way: Way) -> Iterator[NarSource]:
-        """The sources of an item that nobody waits for yet: a few, and nobody is hurried."""
+    def ahead(
+        self, narinfo: Narinfo, way: Way, busy: Callable[[], bool] = bool
+    ) -> Iterator[NarSource]:
+        """The sources of an item that nobody waits for yet: a few, and nobody is hurried.
+
+        Args:
+            narinfo: of the item.
+            way: which of them.
+            busy: whether others come by this way, so that trackers may be slow to answer.
+        """
         if way is Way.HTTP:
             sources = by_preference(narinfo.sources)
             return (HttpSource(self._context.client, each, narinfo.nar_size) for each in sources)
         timeout = self._context.settings.first_byte_timeout
-        found = self.torrents(narinfo, timeout, threading.Event(), (), ahead=True)
+        found = self.torrents(narinfo, timeout, threading.Event(), (), ahead=True, busy=busy)
         return itertools.islice(found, MAX_QUICK)
 
     def torrents(
@@ -74,6 +82,7 @@ class Finder:
         refused: Container[str],
         *,
         ahead: bool = False,
+        busy: Callable[[], bool] | None = None,
     ) -> Iterator[NarSource]:
         """The torrents of an item, those that are known before those that trackers name.
 
@@ -83,6 +92,7 @@ class Finder:
             dropped: ends the search.
             refused: infohashes of those that were wrong.
             ahead: nobody waits for the item yet.
+            busy: whether trackers may take longer.
         """
         tried: set[str] = set()
         context, settings = self._context, self._context.settings
@@ -97,6 +107,7 @@ class Finder:
             context.warn_once,
             dropped,
             patient=not ahead,
+            busy=busy,
         )
         for candidate in itertools.chain(known, asked):
             if candidate.infohash in tried or candidate.infohash in refused:

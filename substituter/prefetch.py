@@ -57,8 +57,10 @@ _THREADS: Final = {Way.HTTP: HTTP_AT_ONCE, Way.SWARM: SWARM_AT_ONCE}
 class Finds(Protocol):
     """What gives the sources of an item, by one way."""
 
-    def __call__(self, narinfo: Narinfo, way: Way) -> Iterator[NarSource]:
-        """Those that are worth a try while nobody waits."""
+    def __call__(
+        self, narinfo: Narinfo, way: Way, busy: Callable[[], bool], /
+    ) -> Iterator[NarSource]:
+        """Those that are worth a try while nobody waits; `busy` says whether others come."""
 
 
 class Prefetcher:
@@ -293,7 +295,7 @@ class Prefetcher:
 
     def _fetch(self, ahead: Ahead) -> None:
         try:
-            ahead.fetch(self._find(ahead.narinfo, ahead.way))
+            ahead.fetch(self._find(ahead.narinfo, ahead.way, self._paces[ahead.way].moves))
         except Exception as error:  # noqa: BLE001 -- the race for the item tells what is wrong
             ahead.file.fail(error)
         self._settle(ahead)

@@ -716,3 +716,25 @@ def test_large_ones_take_longer(
     found = of(site).ask(item.nar_hash, len(item.nar), timeout, print, cancelled, patient=True)
     assert list(found) == []
     assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_on_a_busy_line_trackers_get_more_time(
+    of: Callable[..., Torrents], site: Site, item: Item, tmp_path: Path, *, busy: bool
+) -> None:
+    """Once: what is wanted comes meanwhile, and is why they are slow."""
+    serve(site, item, torrent(item, tmp_path))
+    gate = threading.Event()
+    hanging(site, item, gate)
+    asked = 0
+
+    def is_busy() -> bool:
+        nonlocal asked
+        asked += 1
+        if busy:
+            gate.set()
+        return busy
+
+    found = list(of(site).ask(item.nar_hash, len(item.nar), 0.01, print, busy=is_busy))
+    gate.set()
+    assert (len(found), asked) == (busy, 1)

@@ -73,6 +73,7 @@ class Lab:
     def __init__(self, directory: Path, limit: int = 1 << 20, policy: Policy = Policy.RACE) -> None:
         self.asked: list[tuple[str, Way]] = []
         self.sources: dict[tuple[str, Way], list[NarSource]] = {}
+        self.busy: list[bool] = []
         self.ways: frozenset[Way] = frozenset(Way)
         self.existing: set[str] = set()
         self.spool = Spool(directory, limit)
@@ -87,7 +88,8 @@ class Lab:
         )
         self._news = threading.Condition()
 
-    def _find(self, narinfo: Narinfo, way: Way) -> Iterator[NarSource]:
+    def _find(self, narinfo: Narinfo, way: Way, busy: Callable[[], bool]) -> Iterator[NarSource]:
+        self.busy.append(busy())
         with self._news:
             self.asked.append((narinfo.store_path, way))
             self._news.notify_all()
