@@ -25,7 +25,7 @@ from narswarm.pace import Pace
 from narswarm.payload import Kind
 from narswarm.plans import LARGE
 from seeder.fetching_job import LOOK, Fetches, Finds, Job, View
-from seeder.fetching_plan import Plans, Rates
+from seeder.fetching_plan import Plans, share
 from seeder.fetching_store import FetchStore
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Fetcher:
         self._lock = threading.RLock()
         self._jobs: dict[bytes, Job] = {}
         self._plans = Plans(Random())  # noqa: S311 -- nobody gains by guessing it
-        self._rates = Rates(rate)
+        self._rate = rate
         self._brought = 0
         self._pace = Pace(self._position)
         self._news = threading.Event()
@@ -403,21 +403,15 @@ class Fetcher:
             return False
 
     def _limit(self) -> bool:
-        """Leave half of the line to whoever waits; says whether anything is fetched.
-
-        In a crowd nothing is limited: members would wait for what is made slow here.
-        """
+        """Leave half of what the operator allows to whoever waits; says whether any is fetched."""
         self._pace.look(time.monotonic())
-        crowded = self._swarm.members() > 0
         with self._lock:
             jobs = [job for job in self._jobs.values() if not job.view.over]
             ahead = [job for job in jobs if not job.users and job.wanted.nar_size >= LARGE]
-            waiting = any(job.users for job in jobs) and not crowded
-            rates = [job.view.progress.rate for job in jobs]
-            share = self._rates.share(rates, len(ahead), waiting=waiting)
+            each = share(self._rate, len(ahead))
             for job in ahead:
                 if job.download is not None:
-                    job.download.limit(share)
+                    job.download.limit(each)
             return bool(jobs)
 
 

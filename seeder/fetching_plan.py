@@ -4,15 +4,16 @@
 guix-daemon substitutes one item after another, but it asks about all of them before. So the rest of
 a plan is fetched while its first items are restored: in the plan's order, small items many at a
 time, as they cost round trips, large ones few at a time, as they cost bandwidth, and some of those
-out of turn (`narswarm.plans`). While somebody waits for an item, the large ones together get half
-of the line at most, and when it takes longer than a moment, only a few small ones go beside it.
-Small ones have no limit of their own: one that
-was made slow would take half a second to become fast again, which is longer than it lasts.
+out of turn (`narswarm.plans`). When somebody has waited for an item longer than a moment, only a
+few small ones go beside it. Large ones use what the line carries, since all are wanted in the end
+and one connection seldom fills it; where the operator limits the rate they get half of it together.
+Small ones have no limit of their own: one that was made slow would take half a second to become
+fast again, which is longer than it lasts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from itertools import islice
 from random import Random
 
@@ -27,9 +28,7 @@ MAX_ITEMS = 20_000
 """Items of all plans together."""
 
 MIN_RATE = 256 * 1024
-"""Bytes a second that fetching ahead gets at least: it isn't known yet how fast the line is."""
-
-_DECAY = 0.98
+"""Bytes a second that fetching ahead gets at least."""
 
 
 class Plans:
@@ -115,27 +114,11 @@ class Plans:
         return None
 
 
-class Rates:
-    """How fast each item may be fetched ahead.
+def share(limit: int, ahead: int) -> int:
+    """Bytes a second for each large item that is fetched ahead, 0 without limit.
 
     Args:
         limit: bytes a second that the operator allows for all that is fetched, 0 for any number.
+        ahead: how many large items are fetched ahead.
     """
-
-    def __init__(self, limit: int = 0) -> None:
-        self._limit = limit
-        self._peak = 0.0
-
-    def share(self, rates: Collection[int], ahead: int, *, waiting: bool) -> int:
-        """Bytes a second for each large item that is fetched ahead, 0 without limit.
-
-        Args:
-            rates: what each item gets now, all of them.
-            ahead: how many large ones of them are fetched ahead.
-            waiting: whether somebody waits for another one now.
-        """
-        self._peak = max(self._peak * _DECAY, float(sum(rates)))
-        if not ahead or not (waiting or self._limit):
-            return 0
-        line = float(self._limit) if self._limit else self._peak
-        return max(MIN_RATE, int(line / 2)) // ahead or 1
+    return max(MIN_RATE, limit // 2) // ahead or 1 if limit and ahead else 0

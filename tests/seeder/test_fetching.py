@@ -339,7 +339,8 @@ def test_a_fetch_that_is_also_planned_goes_on(world: World) -> None:
 
 
 def test_whoever_waits_goes_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is fetched ahead is limited meanwhile, and no more when somebody waits for it."""
+    """Where the rate is limited, what is fetched ahead has a share until somebody waits for it."""
+    monkeypatch.setattr(world.fetcher, "_rate", 1)
     limits: list[tuple[str, int]] = []
     monkeypatch.setattr(
         Download, "limit", lambda download, rate: limits.append((download.infohash, rate))
@@ -353,20 +354,6 @@ def test_whoever_waits_goes_first(world: World, monkeypatch: pytest.MonkeyPatch)
         with world.client().fetch(ahead) as fetch:
             fetch.source(120)
             world.until(lambda: limits[-1] == (infohash, 0))
-
-
-def test_nobody_goes_first_in_a_crowd(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is made slow here would be waited for elsewhere, where it is asked of this machine."""
-    limits: list[int] = []
-    monkeypatch.setattr(Download, "limit", lambda _, rate: limits.append(rate))
-    monkeypatch.setattr(world.swarm, "members", lambda: 7)
-    ahead, waited = world.make(2 << 20, seeded=False), world.make(seeded=False)
-    world.client().prefetch([ahead])
-    world.until(lambda: [view.serial for view in world.views().values()] == [1])
-    with world.client().fetch(waited):
-        world.until(lambda: len(limits) > 2)
-    assert set(limits) == {0}
-    assert world.fetcher.members == 7
 
 
 def test_only_so_much_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

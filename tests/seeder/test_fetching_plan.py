@@ -10,7 +10,7 @@ import pytest
 from narswarm.fetchclient import Wanted
 from narswarm.plans import AT_ONCE, FAST, FAST_AT_ONCE, LARGE
 from seeder import fetching_plan
-from seeder.fetching_plan import MAX_BESIDE, MAX_SMALL, MIN_RATE, Plans, Rates
+from seeder.fetching_plan import MAX_BESIDE, MAX_SMALL, MIN_RATE, Plans, share
 
 GIB = 1 << 30
 
@@ -105,29 +105,17 @@ def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "rates", "ahead", "waiting", "share"),
+    ("limit", "ahead", "each"),
     [
-        (0, [10_000_000], 1, False, 0),
-        (0, [], 0, True, 0),
-        (0, [6_000_000, 4_000_000], 1, True, 5_000_000),
-        (0, [6_000_000, 2_000_000, 2_000_000], 2, True, 2_500_000),
-        (0, [], 2, True, MIN_RATE // 2),
-        (1_000_000, [9_000_000], 2, False, 250_000),
-        (1, [], 1, True, MIN_RATE),
+        (0, 1, 0),
+        (1_000_000, 0, 0),
+        (1_000_000, 1, 500_000),
+        (1_000_000, 2, 250_000),
+        (1, 1, MIN_RATE),
+        (1, 2, MIN_RATE // 2),
+        (1, 2 * MIN_RATE, 1),
     ],
 )
-def test_half_of_the_line(
-    limit: int, rates: list[int], ahead: int, waiting: bool, share: int
-) -> None:
-    """Is what fetching ahead gets while somebody waits; the operator's limit always counts."""
-    assert Rates(limit).share(rates, ahead, waiting=waiting) == share
-
-
-def test_the_line_is_what_was_seen_lately() -> None:
-    """A pause doesn't make it slow, but it is forgotten in time."""
-    rates = Rates()
-    rates.share([10_000_000], 1, waiting=True)
-    assert rates.share([0], 1, waiting=True) == 4_900_000
-    for _ in range(500):
-        last = rates.share([0], 1, waiting=True)
-    assert last == MIN_RATE
+def test_half_of_what_is_allowed(limit: int, ahead: int, each: int) -> None:
+    """Is what large ones get that nobody waits for; without a limit they have none."""
+    assert share(limit, ahead) == each
