@@ -324,7 +324,7 @@ class Fetching:
         for answer, descriptor in answers:
             try:
                 self._take(answer, descriptor)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 if descriptor is not None and descriptor != self._file:
                     os.close(descriptor)
                 self._failure = NetworkError(self._name, "the seeder answers something else")

@@ -219,6 +219,8 @@ def test_the_rule_for_stalls_ends_it(seeder: FakeSeeder, client: SeederClient) -
         progress(0) | {"pace": float("inf"), "quiet": 0.0},
         progress(0) | {"pace": [], "quiet": 0.0},
         progress(0) | {"members": []},
+        progress(0) | {"members": float("inf")},
+        progress(0) | {"contiguous": float("inf")},
         {"event": "source", "infohash": "aa", "kind": "nar.zst", "length": 7},
         {"none": 1},
     ],
