@@ -51,12 +51,16 @@ class Connected(NamedTuple):
         port: of the connection's other end.
         seed: it has everything.
         called: it was connected to, so that the port is where it listens.
+        pieces: how many it has; none, either, if it hasn't said.
+        client: what it calls itself (the "v" of BEP 10), empty if it hasn't said.
     """
 
     address: str
     port: int
     seed: bool
     called: bool
+    pieces: int = 0
+    client: str = ""
 
 
 def library() -> Any:
@@ -161,7 +165,7 @@ def keep_out(session: Any, addresses: Iterable[str]) -> None:
 
 
 def connected(handle: Any) -> list[Connected]:
-    """The peers of a torrent that have something, as far as they have said.
+    """The peers of a torrent that have said something of themselves.
 
     A seed has nothing, either, until it has said what it has.
 
@@ -176,10 +180,16 @@ def connected(handle: Any) -> list[Connected]:
             int(peer.ip[1]),
             seed=bool(int(peer.flags) & int(kinds.seed)),
             called=bool(int(peer.flags) & int(kinds.local_connection)),
+            pieces=int(peer.num_pieces),
+            client=_text(peer.client),
         )
         for peer in handle.get_peer_info()
-        if peer.num_pieces and not int(peer.flags) & unfinished
+        if (peer.num_pieces or peer.client) and not int(peer.flags) & unfinished
     ]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def dht_state(session: Any) -> bytes:

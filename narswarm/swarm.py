@@ -37,7 +37,7 @@ class Swarm(Session):
         """Check SETTINGS; see `narswarm.swarm_session.Session`."""
         super().__init__(settings)
         self._starved: set[str] = set()
-        self._listeners = Listeners()
+        self._listeners = Listeners(self._name)
         self._utp = settings.role == "seed"
 
     def seed(self, torrent: bytes, payload: Path, trackers: Sequence[str]) -> str:
@@ -124,7 +124,8 @@ class Swarm(Session):
             params.flags |= flags.apply_ip_filter
         params.save_path = str(directory.absolute())
         params.trackers = list(trackers)
-        params.peers = list(peers)  # an .append() to the property would be lost
+        # An .append() to the property would be lost.
+        params.peers = [*peers, *self._listeners.callable()]
         params.url_seeds = list(web_seeds)
         record = Torrent(None, TorrentStatus(facts.infohash, facts.name), download)
         if not self._add(params, record):

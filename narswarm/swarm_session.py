@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from narswarm import lt_compat
 from narswarm.errors import BusyError, NetworkError
+from narswarm.swarm_crowd import session_name
 from narswarm.swarm_events import CATEGORIES, EventReader, PortMapping, Torrent
 from narswarm.swarm_settings import LAN, SwarmSettings, listen_port_of, split_address
 
@@ -44,6 +45,7 @@ class Session:
         self._events: EventReader | None = None
         self._process = 0
         self._closed = False
+        self._name = session_name()
 
     def __enter__(self) -> Self:
         self._start()
@@ -68,7 +70,7 @@ class Session:
                 for name in CATEGORIES + (("dht",) if self._settings.role == "fetch" else ()):
                     mask |= int(getattr(lt.alert_category, name))
                 self._session = lt_compat.new_session(
-                    self._settings.pack(mask),
+                    self._settings.pack(mask, self._name),
                     self._settings.dht_state if self._settings.dht else b"",
                     stream=self._settings.role == "fetch",
                 )

@@ -28,6 +28,7 @@ OWN_SETTINGS = {
     "enable_lsd": "set lsd",
     "enable_natpmp": "set upnp",
     "enable_upnp": "set upnp",
+    "handshake_client_version": "which tells members of a crowd apart",
     "listen_interfaces": "set listen",
     "proxy_hostname": "set proxy",
     "proxy_password": "set proxy",
@@ -167,8 +168,12 @@ class SwarmSettings:
         if self.extra:
             lt_compat.check_settings(self.extra)
 
-    def pack(self, alert_mask: int) -> dict[str, Any]:
+    def pack(self, alert_mask: int, name: str = "") -> dict[str, Any]:
         """The settings that a session starts with.
+
+        Args:
+            alert_mask: categories of alerts.
+            name: what the session calls itself to peers (BEP 10), empty for its user agent.
 
         The DHT starts off: `Swarm` turns it on when the session listens, since libtorrent 2.1.1
         otherwise forgets the saved nodes if there are no bootstrap nodes.
@@ -178,6 +183,7 @@ class SwarmSettings:
             preset |= PRIVATE
         pack = lt_compat.known(preset) | {
             "alert_mask": alert_mask,
+            "handshake_client_version": name,
             "listen_interfaces": ",".join(self.listen),
             "enable_dht": False,
             "enable_lsd": self.lsd,

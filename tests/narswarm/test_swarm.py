@@ -7,6 +7,7 @@ import hashlib
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
@@ -465,6 +466,7 @@ def meet(late: Swarm, share: Share, directory: Path, seeder: Swarm, member: Swar
 
     wait_until(met)
     assert (late.members(), late.crowd.seeds) == (1, [address(seeder)])
+    assert late.crowd.callable(time.monotonic()) == [address(member, "127.0.0.2")]
     fetched.cancel(keep=False)
 
 

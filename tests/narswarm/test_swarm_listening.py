@@ -12,11 +12,13 @@ import pytest
 from narswarm import lt_compat, swarm_listening
 from narswarm.download import Download, Progress
 from narswarm.lt_compat import Connected
-from narswarm.swarm_crowd import AT_MOST, MEMORY, MIN_LENGTH, RECALL, STALLED
+from narswarm.swarm_crowd import AT_LEAST, MEMORY, MIN_LENGTH, NEW, RECALL, STALLED, turn
 from narswarm.swarm_listening import Listeners
 
-SEED = Connected("10.0.0.1", 6881, seed=True, called=True)
-MEMBER = Connected("10.0.0.2", 40000, seed=False, called=False)
+SEED = Connected("10.0.0.1", 6881, seed=True, called=True, pieces=4)
+MEMBER = Connected("10.0.0.2", 40000, seed=False, called=False, pieces=1)
+OWN = "narswarm 00000000"
+INFOHASH = "ab" * 32
 NOTHING = Progress(0, MIN_LENGTH, 0, 0, 0.0, 0)
 
 
@@ -25,6 +27,7 @@ class Fetched:
 
     def __init__(self, length: int) -> None:
         self.length = length
+        self.infohash = INFOHASH
 
 
 class Handle:
@@ -59,7 +62,7 @@ class Lab:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.filtered: list[str] = []
-        self.listeners = Listeners()
+        self.listeners = Listeners(OWN)
         library = SimpleNamespace(
             torrent_flags=SimpleNamespace(apply_ip_filter=1),
             torrent_handle=SimpleNamespace(ignore_min_interval=1),
@@ -123,7 +126,7 @@ def test_seeds_are_asked_at_last(lab: Lab) -> None:
     assert lab.begin(one, ("10.0.0.1", 6881), ("10.0.0.3", 1))
     lab.look(handle, one)
     assert (handle.called, handle.flags, handle.announces) == ([], 1, 0)
-    lab.now += AT_MOST
+    lab.now += AT_LEAST
     for _ in range(2):
         lab.look(handle, one)
         assert handle.called == [("10.0.0.1", 6881), ("10.0.0.3", 1)]
@@ -139,14 +142,14 @@ def test_what_stalls_listens_again(lab: Lab, idle: float, later: float, *, again
     one, handle = download(), Handle()
     lab.look(Handle(SEED, MEMBER), download())
     assert lab.begin(one)
-    lab.now += AT_MOST
+    lab.now += AT_LEAST
     silent = dataclasses.replace(NOTHING, idle=idle, received=7)
     lab.look(handle, one)
     lab.filtered.clear()
     lab.now += later
     lab.look(handle, one, silent)
     assert (handle.flags, lab.filtered) == ((1, ["10.0.0.1"]) if again else (0, []))
-    lab.now += AT_MOST
+    lab.now += AT_LEAST
     lab.look(handle, one, dataclasses.replace(silent, idle=0.1))
     assert (handle.flags, len(handle.called)) == (0, 2 if again else 1)
 
@@ -170,7 +173,7 @@ def test_what_has_ended_listens_no_more(lab: Lab) -> None:
     assert lab.begin(one)
     lab.listeners.forget(one)
     lab.listeners.forget(one)
-    lab.now += AT_MOST
+    lab.now += AT_LEAST
     lab.look(handle, one)
     assert handle.called == []
 
@@ -182,3 +185,76 @@ def test_a_torrent_that_is_gone(lab: Lab) -> None:
     assert lab.listeners.members() == 0
     lab.look(Handle(MEMBER), download())
     assert lab.listeners.members() == 1
+
+
+def named(place: int) -> str:
+    """What a member calls itself whose turn is before (1) or after (0) this session's."""
+    names = (f"narswarm {number:08x}" for number in range(1, 1000))
+    return next(name for name in names if turn(OWN, [name], INFOHASH) == place)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_others_have_their_turn_first(lab: Lab, place: int) -> None:
+    """A member that fetches the same and is before this session keeps it waiting; no other does."""
+    one, handle = download(), Handle(MEMBER._replace(client=named(place), pieces=0))
+    lab.look(Handle(SEED, MEMBER), download())
+    assert lab.begin(one)
+    lab.now += AT_LEAST
+    lab.look(handle, one)
+    assert handle.flags == place
+
+
+@pytest.mark.parametrize(
+    ("place", "pieces", "later", "done", "yields"),
+    [
+        (1, 1, 0.25, 0.4, True),
+        (0, 1, 0.25, 0.4, False),
+        (1, 0, 0.25, 0.4, False),
+        (1, 1, NEW, 0.4, False),
+        (1, 1, 0.25, 0.5, False),
+    ],
+)
+def test_what_began_before_anybody_was_met(
+    lab: Lab, place: int, pieces: int, later: float, done: float, *, yields: bool
+) -> None:
+    """It lets go of its seeds once if somebody whose turn is before has something of it."""
+    one, handle = download(), Handle(SEED, MEMBER._replace(client=named(place), pieces=pieces))
+    assert not lab.begin(one)
+    handle.flags = 0
+    lab.now += later
+    progress = dataclasses.replace(NOTHING, done=int(done * MIN_LENGTH), received=7)
+    lab.look(Handle(MEMBER), download())
+    lab.look(handle, one, progress)
+    assert (handle.flags, lab.filtered) == ((1, ["10.0.0.1"]) if yields else (0, []))
+    if yields:
+        before, handle.peers = handle.peers, []
+        lab.now += AT_LEAST
+        lab.look(handle, one, progress)
+        handle.peers = before
+        lab.look(handle, one, progress)
+        assert handle.flags == 0
+
+
+def test_a_seed_that_has_not_spoken_is_no_member(lab: Lab) -> None:
+    """Who has nothing may be about to say that it has everything."""
+    lab.look(Handle(MEMBER._replace(pieces=0)), download())
+    assert lab.listeners.members() == 0
+
+
+def test_members_are_called_for_what_is_begun(lab: Lab) -> None:
+    """Where they listen, as long as they were met lately."""
+    lab.look(Handle(MEMBER._replace(called=True), SEED), download())
+    assert lab.listeners.callable() == [("10.0.0.2", 40000)]
+    lab.now += MEMORY
+    assert lab.listeners.callable() == []
+
+
+def test_a_seed_without_a_port_is_not_called(lab: Lab) -> None:
+    """One that has connected to us is kept out while a download listens, and not called later."""
+    one, handle = download(), Handle()
+    lab.look(Handle(SEED._replace(called=False), MEMBER), download())
+    assert lab.begin(one)
+    assert lab.filtered == ["10.0.0.1"]
+    lab.now += AT_LEAST
+    lab.look(handle, one)
+    assert (handle.called, handle.flags, handle.announces) == ([], 0, 1)

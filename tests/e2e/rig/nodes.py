@@ -46,6 +46,8 @@ ENVIRONMENT = {
     "GUILE_AUTO_COMPILE": "0",
 }
 _PREFIX = "narswarm-e2e-"
+_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+"""Nodes use what Guix System and Debian do, whatever this machine's kernel was told."""
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -457,6 +459,9 @@ def _plug(hub: int, port: str, node: Node) -> None:
     _ip(hub, f"link set {port} master br0 up")
     _ip(node.pid, f"addr add {node.address}/24 dev eth0")
     _ip(node.pid, "link set eth0 up")
+    if "cubic" in _CONGESTION_CONTROL.read_text().split():
+        network = f"{node.address.rpartition('.')[0]}.0/24"
+        _ip(node.pid, f"route change {network} dev eth0 src {node.address} congctl cubic")
 
 
 def _port(node: Node) -> str:
