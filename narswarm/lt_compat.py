@@ -181,15 +181,11 @@ def connected(handle: Any) -> list[Connected]:
             seed=bool(int(peer.flags) & int(kinds.seed)),
             called=bool(int(peer.flags) & int(kinds.local_connection)),
             pieces=int(peer.num_pieces),
-            client=_text(peer.client),
+            client=peer.client.decode(errors="replace"),
         )
         for peer in handle.get_peer_info()
         if (peer.num_pieces or peer.client) and not int(peer.flags) & unfinished
     ]
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def dht_state(session: Any) -> bytes:

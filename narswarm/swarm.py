@@ -125,10 +125,16 @@ class Swarm(Session):
         params.save_path = str(directory.absolute())
         params.trackers = list(trackers)
         # An .append() to the property would be lost.
-        params.peers = [*peers, *self._listeners.callable()]
+        params.peers = [*peers, *self._listeners.addresses()]
         params.url_seeds = list(web_seeds)
         record = Torrent(None, TorrentStatus(facts.infohash, facts.name), download)
-        if not self._add(params, record):
+        added = False
+        try:
+            added = self._add(params, record)
+        finally:
+            if not added:
+                self._listeners.forget(download)
+        if not added:
             raise BusyError(facts.name, "this session has that torrent already")
         return download
 

@@ -55,6 +55,7 @@ MAX_CALLED: Final = 32
 """Members that are called for what is begun."""
 
 _NAME: Final = "narswarm "
+_LENGTH: Final = len(_NAME) + 8
 
 
 def session_name() -> str:
@@ -68,11 +69,12 @@ def turn(own: str, others: Iterable[str], torrent: str) -> int:
     Args:
         own: name of this session.
         others: what peers that fetch the torrent call themselves; clients of other kinds know no
-            turns, and don't count.
+            turns, and don't count, nor do names that aren't as long as ours.
         torrent: its infohash.
     """
     mine = _draw(own, torrent)
-    return sum(_draw(name, torrent) < mine for name in others if name.startswith(_NAME))
+    names = (name for name in others if name.startswith(_NAME) and len(name) == _LENGTH)
+    return sum(_draw(name, torrent) < mine for name in names)
 
 
 def _draw(name: str, torrent: str) -> bytes:
@@ -108,7 +110,7 @@ class Crowd:
         """How many members were met lately."""
         return sum(now - met < MEMORY for met, _ in self._members.values())
 
-    def callable(self, now: float) -> list[tuple[str, int]]:
+    def addresses(self, now: float) -> list[tuple[str, int]]:
         """Where members listen that were met lately, those met last first."""
         known = reversed(self._members.items())
         lately = [(it, port) for it, (met, port) in known if port and now - met < MEMORY]
@@ -132,17 +134,17 @@ class Listening:
         self._begun = now
         self._before = received
 
-    def is_over(self, now: float, received: int, idle: float, turn: int) -> bool:
+    def is_over(self, now: float, received: int, idle: float, place: int) -> bool:
         """Whether seeds are to be asked from now on.
 
         Args:
             now: seconds.
             received: bytes that have come in all.
             idle: seconds since the last one came.
-            turn: how many members ask seeds before this one.
+            place: how many members ask seeds before this one.
         """
         received -= self._before
-        wait = min(turn * EACH, AT_MOST)
+        wait = min(place * EACH, AT_MOST)
         late = now - self._begun - AT_LEAST - wait
         if not received:
             return late >= 0

@@ -58,10 +58,10 @@ class Listeners:
         with self._lock:
             return self.crowd.members(time.monotonic())
 
-    def callable(self) -> list[tuple[str, int]]:
+    def addresses(self) -> list[tuple[str, int]]:
         """Members that may have, or fetch, what is begun here."""
         with self._lock:
-            return self.crowd.callable(time.monotonic())
+            return self.crowd.addresses(time.monotonic())
 
     def begin(self, session: Any, download: Download, peers: Iterable[tuple[str, int]]) -> bool:
         """Whether a download asks members of a crowd alone at first; others are told to wait.
@@ -112,7 +112,6 @@ class Listeners:
                 if begun is None:
                     return
                 others = [peer for peer in met if not peer.seed]
-                place = self._turn(download, others)
                 listening = self._listening.get(download)
                 if listening is None:
                     having = [peer for peer in others if peer.pieces]
@@ -129,6 +128,7 @@ class Listeners:
                         self._begun[download] = begun._replace(new=False)
                         handle.set_flags(flag)
                     return
+                place = self._turn(download, others)
                 if not listening.is_over(now, progress.received, progress.idle, place):
                     return
                 del self._listening[download]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -147,3 +148,18 @@ def test_a_libtorrent_that_lacks_a_library(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(NotFoundError) as caught:
         lt_compat.library()
     assert str(caught.value) == f"libtorrent: can't be loaded: {reason}"
+
+
+def test_a_peer_may_call_itself_anything() -> None:
+    """Its name is bytes of a stranger; who has said nothing yet, or not enough, is left out."""
+    kinds = lt_compat.library().peer_info
+    peers = [
+        SimpleNamespace(ip=("10.0.0.1", 1), num_pieces=0, flags=0, client=b"narswarm \xff"),
+        SimpleNamespace(ip=("10.0.0.2", 2), num_pieces=3, flags=int(kinds.seed), client=b""),
+        SimpleNamespace(ip=("10.0.0.3", 3), num_pieces=0, flags=0, client=b""),
+        SimpleNamespace(ip=("10.0.0.4", 4), num_pieces=3, flags=int(kinds.handshake), client=b"x"),
+    ]
+    assert lt_compat.connected(SimpleNamespace(get_peer_info=lambda: peers)) == [
+        lt_compat.Connected("10.0.0.1", 1, seed=False, called=False, client="narswarm \ufffd"),
+        lt_compat.Connected("10.0.0.2", 2, seed=True, called=False, pieces=3),
+    ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import random
 import re
@@ -466,7 +467,7 @@ def meet(late: Swarm, share: Share, directory: Path, seeder: Swarm, member: Swar
 
     wait_until(met)
     assert (late.members(), late.crowd.seeds) == (1, [address(seeder)])
-    assert late.crowd.callable(time.monotonic()) == [address(member, "127.0.0.2")]
+    assert late.crowd.addresses(time.monotonic()) == [address(member, "127.0.0.2")]
     fetched.cancel(keep=False)
 
 
@@ -536,6 +537,19 @@ def test_status_and_counters_say_what_moved(share: Share, swarm: Open, tmp_path:
     assert leecher.counters()["downloaded"] == MIB
     assert seeder.counters()["incoming"] == 1
     assert leecher.counters()["incoming"] == 0
+
+
+def test_a_refused_fetch_leaves_nothing(share: Share, swarm: Open, tmp_path: Path) -> None:
+    """A daemon may be asked for what it fetches as often as somebody likes."""
+    shared = share(MIB)
+    leecher = swarm()
+    kept = leecher.fetch(shared.torrent, tmp_path, in_order=False)
+    for _ in range(3):
+        with pytest.raises(BusyError):
+            leecher.fetch(shared.torrent, tmp_path, in_order=False)
+    gc.collect()
+    downloads = (each for each in gc.get_objects() if isinstance(each, download.Download))
+    assert [each for each in downloads if each.path.parent == tmp_path] == [kept]
 
 
 def test_one_torrent_is_fetched_once(share: Share, swarm: Open, tmp_path: Path) -> None:

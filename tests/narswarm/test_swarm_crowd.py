@@ -67,13 +67,13 @@ def test_members_can_be_called_where_they_listen() -> None:
     crowd.meet("10.0.0.1", 5000, 100.0, seed=False, called=True)
     crowd.meet("10.0.0.2", 41234, 101.0, seed=False, called=False)
     crowd.meet("10.0.0.3", 5003, 102.0, seed=False, called=True)
-    assert crowd.callable(103.0) == [("10.0.0.3", 5003), ("10.0.0.1", 5000)]
+    assert crowd.addresses(103.0) == [("10.0.0.3", 5003), ("10.0.0.1", 5000)]
     crowd.meet("10.0.0.1", 41235, 104.0, seed=False, called=False)
-    assert crowd.callable(105.0) == [("10.0.0.1", 5000), ("10.0.0.3", 5003)]
-    assert crowd.callable(102.0 + MEMORY) == [("10.0.0.1", 5000)]
+    assert crowd.addresses(105.0) == [("10.0.0.1", 5000), ("10.0.0.3", 5003)]
+    assert crowd.addresses(102.0 + MEMORY) == [("10.0.0.1", 5000)]
     for number in range(MAX_CALLED + 1):
         crowd.meet(f"10.0.1.{number}", 5000, 106.0, seed=False, called=True)
-    called = crowd.callable(107.0)
+    called = crowd.addresses(107.0)
     assert (len(called), called[0]) == (MAX_CALLED, (f"10.0.1.{MAX_CALLED}", 5000))
 
 
@@ -108,6 +108,13 @@ def test_clients_of_other_kinds_take_no_turns() -> None:
     """They would ask seeds at any time, so nobody waits for them."""
     others = [f"qBittorrent/5.{number}" for number in range(64)]
     assert turn("narswarm 12345678", [*others, "narswarm", ""], "aa") == 0
+
+
+@pytest.mark.parametrize("digits", [0, 7, 9, 30_000])
+def test_names_of_other_lengths_take_no_turns(digits: int) -> None:
+    """Strangers may call themselves anything, and what is long would have to be hashed."""
+    others = [f"narswarm {number % 10}" + "0" * (digits - 1) for number in range(64)]
+    assert turn("narswarm 12345678", others if digits else ["narswarm "], "aa") == 0
 
 
 def test_no_more_are_kept_than_fit() -> None:

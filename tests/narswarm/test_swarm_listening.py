@@ -244,9 +244,9 @@ def test_a_seed_that_has_not_spoken_is_no_member(lab: Lab) -> None:
 def test_members_are_called_for_what_is_begun(lab: Lab) -> None:
     """Where they listen, as long as they were met lately."""
     lab.look(Handle(MEMBER._replace(called=True), SEED), download())
-    assert lab.listeners.callable() == [("10.0.0.2", 40000)]
+    assert lab.listeners.addresses() == [("10.0.0.2", 40000)]
     lab.now += MEMORY
-    assert lab.listeners.callable() == []
+    assert lab.listeners.addresses() == []
 
 
 def test_a_seed_without_a_port_is_not_called(lab: Lab) -> None:
